@@ -1,0 +1,1 @@
+"""What device and hub must agree on: messages, bundles, scores, gate, plans and the ladder."""

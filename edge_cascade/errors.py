@@ -1,0 +1,35 @@
+"""The errors that both halves share.
+
+CascadeError
+├── ProtocolError      bytes from the other side that are no valid message
+│   └── TooLargeError  a size above its bound, found before anything was allocated for it
+├── BundleError        a bundle that is damaged, incomplete or contradicts itself
+│   └── HostileFileError  a model file that asks for something no honest file needs
+└── BackendError       a runtime that refused a stage or failed while running it
+"""
+
+from __future__ import annotations
+
+
+class CascadeError(Exception):
+    """Base of every error that `edge_cascade` raises on purpose."""
+
+
+class ProtocolError(CascadeError):
+    """Bytes that are no valid message of this protocol."""
+
+
+class TooLargeError(ProtocolError):
+    """A size above its bound, refused before parsing or while inflating."""
+
+
+class BundleError(CascadeError):
+    """A bundle that is damaged, incomplete or contradicts itself."""
+
+
+class HostileFileError(BundleError):
+    """A model file that asks for something no honest file needs."""
+
+
+class BackendError(CascadeError):
+    """A runtime that refused a stage or failed while running it."""

@@ -1,0 +1,331 @@
+"""What device and hub say to each other: typed, frozen, bounded. No I/O; bytes are made in `codec`.
+
+On the wire each message is a msgpack array in the order of its fields, so a field is only ever added at the
+end and with a default: an older reader ignores it, a newer one fills it in. docs/protocol.md is the
+reference; docs/asyncapi.yaml says the same to a program.
+
+An item that passes through the device's spool (case, update, report) is known by `(device, boot, seq)`:
+`boot` is drawn at random at each start of the daemon, `seq` counts from there. Neither needs a clock.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge_cascade.errors import ProtocolError
+from edge_cascade.gate import Exit
+
+BOOT_BYTES: Final = 8
+DIGEST_BYTES: Final = 32
+MAX_BATCH_ITEMS: Final = 1024
+MAX_EXITS: Final = 16
+
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Text = Annotated[str, Meta(max_length=512)]
+Boot = Annotated[bytes, Meta(min_length=BOOT_BYTES, max_length=BOOT_BYTES)]
+Digest = Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+Seq = Annotated[int, Meta(ge=0, lt=2**63)]
+Count = Annotated[int, Meta(ge=0, lt=2**63)]
+Small = Annotated[int, Meta(ge=0, lt=2**16)]
+Millis = Annotated[int, Meta(ge=0, lt=2**53)]
+Ppm = Annotated[int, Meta(ge=0, le=1_000_000)]
+Blob = bytes
+
+
+class Kind(IntEnum):
+    """The kind byte of a frame."""
+
+    CASES = 1
+    ACKS = 2
+    VERDICTS = 3
+    RECEIPTS = 4
+    STATUS = 5
+    REPORT = 6
+    DESIRED = 7
+    ROUND_OFFER = 8
+    CLIENT_UPDATE = 9
+    CHUNK = 10
+
+
+class Reason(IntEnum):
+    """Why a case leaves the board."""
+
+    UNSURE = 1
+    """The gate escalated it: no rung was sure enough."""
+    AUDIT = 2
+    """The coin, thrown before the gate saw the sample, said so; the gate accepted."""
+    UNSURE_AND_AUDIT = 3
+    FAILED = 4
+    """No stage gave a usable answer (a NaN, a runtime's error)."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of everything that has a kind byte."""
+
+
+class Case(msgspec.Struct, frozen=True, array_like=True):
+    """One sample that goes to the hub. `exits` is packed by `pack_exits`, `tensor` by `tensors`.
+
+    `taken_at_ms` is the device's wall clock: for people to read, never for ordering or expiry.
+    `audit_ppm` is the probability with which the audit coin fell, in parts per million; 0 if not audited.
+    """
+
+    seq: Seq
+    sensor: Name
+    taken_at_ms: Millis
+    point: Small
+    exits: Annotated[bytes, Meta(max_length=7 * MAX_EXITS)]
+    escalated: bool
+    audit_ppm: Ppm
+    reason: Reason
+    deferred: bool
+    uncertified: bool
+    tensor: Blob
+
+    @property
+    def audited(self) -> bool:
+        """Whether the audit coin sent this case."""
+        return self.audit_ppm > 0
+
+
+class CaseBatch(Message, frozen=True, array_like=True):
+    """Cases of one start of the daemon, one bundle and one plan."""
+
+    device: Name
+    boot: Boot
+    model: Name
+    bundle: Digest
+    plan: Name
+    cases: Annotated[list[Case], Meta(min_length=1, max_length=MAX_BATCH_ITEMS)]
+
+
+class Rejection(msgspec.Struct, frozen=True, array_like=True):
+    """An item that the hub will never take, and why."""
+
+    seq: Seq
+    reason: Text
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """A frame that could not be read at all, known by the first 8 bytes of its SHA-256."""
+
+    frame_digest: Annotated[bytes, Meta(min_length=8, max_length=8)]
+    reason: Text
+
+
+class Acks(Message, frozen=True, array_like=True):
+    """The hub has committed these items (or had them, or will never take them): their rows may go."""
+
+    boot: Boot
+    committed: list[Seq] = []
+    duplicate: list[Seq] = []
+    rejected: list[Rejection] = []
+    refused: list[Refusal] = []
+
+
+class Source(IntEnum):
+    """Who answered. A human outranks the full model everywhere."""
+
+    MODEL = 1
+    HUMAN = 2
+
+
+class Use(IntEnum):
+    """What a verdict may be used for: the holdout judges and certifies, and never trains."""
+
+    TRAIN = 1
+    HOLDOUT = 2
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """The hub's answer to one case. `revision` grows when a human corrects it."""
+
+    boot: Boot
+    seq: Seq
+    sensor: Name
+    label: Small
+    probabilities: Annotated[bytes, Meta(max_length=2 * 4096)]
+    source: Source
+    use: Use
+    revision: Count
+
+
+class VerdictBatch(Message, frozen=True, array_like=True):
+    """Verdicts of one model, with the digest of the full model that gave them."""
+
+    model: Name
+    full_model: Digest
+    verdicts: Annotated[list[Verdict], Meta(min_length=1, max_length=MAX_BATCH_ITEMS)]
+
+
+class Receipt(msgspec.Struct, frozen=True, array_like=True):
+    """The device has passed this revision of a verdict on."""
+
+    boot: Boot
+    seq: Seq
+    revision: Count
+
+
+class Receipts(Message, frozen=True, array_like=True):
+    """Verdicts that need not be sent again."""
+
+    receipts: Annotated[list[Receipt], Meta(min_length=1, max_length=MAX_BATCH_ITEMS)]
+
+
+class RunningModel(msgspec.Struct, frozen=True, array_like=True):
+    """What a board is serving."""
+
+    model: Name
+    bundle: Digest
+    plan: Name
+    point: Small
+
+
+class Status(Message, frozen=True, array_like=True):
+    """Retained; the offline form is the device's last will."""
+
+    device: Name
+    online: bool
+    boot: Boot
+    daemon_version: Name
+    models: Annotated[list[RunningModel], Meta(max_length=64)] = []
+
+
+class Report(Message, frozen=True, array_like=True):
+    """The device's counters since its start, sent through the spool. Keys are metric names."""
+
+    device: Name
+    boot: Boot
+    seq: Seq
+    taken_at_ms: Millis
+    counters: Annotated[dict[Name, Count], Meta(max_length=512)]
+
+
+class DesiredModel(msgspec.Struct, frozen=True, array_like=True):
+    """A release that a board should run."""
+
+    model: Name
+    release: Name
+    bundle: Digest
+
+
+class DesiredState(Message, frozen=True, array_like=True):
+    """Retained: what a board should become. The releases themselves are fetched and verified elsewhere."""
+
+    device: Name
+    revision: Count
+    models: Annotated[list[DesiredModel], Meta(max_length=64)]
+
+
+class RoundOffer(Message, frozen=True, array_like=True):
+    """Retained: an invitation to a round of federated averaging.
+
+    `learning_rate_ppm` and `prox_mu_ppm` are in millionths. `seconds_left` counts from receipt, so that no
+    clock needs to agree.
+    """
+
+    model: Name
+    round_id: Name
+    training_base: Digest
+    base_bytes: Count
+    encoding: Literal["fp32", "int8", "sign", "topk"]
+    epochs: Small
+    batch_size: Small
+    learning_rate_ppm: Count
+    prox_mu_ppm: Count
+    max_examples: Count
+    seconds_left: Count
+
+
+class ClientUpdate(Message, frozen=True, array_like=True):
+    """What one board learned in one round: a delta against the training base."""
+
+    device: Name
+    boot: Boot
+    seq: Seq
+    model: Name
+    round_id: Name
+    training_base: Digest
+    num_examples: Annotated[int, Meta(gt=0, lt=2**31)]
+    encoding: Literal["fp32", "int8", "sign", "topk"]
+    delta: Blob
+
+
+class Chunk(Message, frozen=True, array_like=True):
+    """A piece of a frame that is larger than a payload may be. `digest` is the SHA-256 of the whole frame."""
+
+    digest: Digest
+    index: Small
+    count: Annotated[int, Meta(gt=0, lt=2**16)]
+    total_bytes: Count
+    data: Blob
+
+
+KIND_OF: Final[dict[type[Message], Kind]] = {
+    CaseBatch: Kind.CASES,
+    Acks: Kind.ACKS,
+    VerdictBatch: Kind.VERDICTS,
+    Receipts: Kind.RECEIPTS,
+    Status: Kind.STATUS,
+    Report: Kind.REPORT,
+    DesiredState: Kind.DESIRED,
+    RoundOffer: Kind.ROUND_OFFER,
+    ClientUpdate: Kind.CLIENT_UPDATE,
+    Chunk: Kind.CHUNK,
+}
+
+_EXIT = struct.Struct("<BHHH")
+_UNIT: Final = 65535
+
+
+def pack_exits(exits: Sequence[Exit]) -> bytes:
+    """Seven bytes per exit climbed: rung, label, probability and score in 1/65535, little-endian.
+
+    A NaN is written as what it means: probability 0, score 1.
+    """
+    return b"".join(
+        _EXIT.pack(exit_.rung, exit_.label, _to_unit(exit_.probability, 0), _to_unit(exit_.score, _UNIT))
+        for exit_ in exits
+    )
+
+
+def unpack_exits(data: bytes) -> tuple[Exit, ...]:
+    """The exits of `pack_exits`, to 1/65535.
+
+    Raises:
+        ProtocolError: when the length is no multiple of seven.
+    """
+    if len(data) % _EXIT.size:
+        raise ProtocolError(f"exits of {len(data)} bytes are no multiple of {_EXIT.size}")
+    return tuple(
+        Exit(rung, label, probability / _UNIT, score / _UNIT)
+        for rung, label, probability, score in _EXIT.iter_unpack(data)
+    )
+
+
+def pack_probabilities(probabilities: Sequence[float]) -> bytes:
+    """Two bytes per class, in 1/65535, little-endian."""
+    return struct.pack(f"<{len(probabilities)}H", *(_to_unit(value, 0) for value in probabilities))
+
+
+def unpack_probabilities(data: bytes) -> tuple[float, ...]:
+    """The probabilities of `pack_probabilities`, to 1/65535.
+
+    Raises:
+        ProtocolError: when the length is odd.
+    """
+    if len(data) % 2:
+        raise ProtocolError(f"probabilities of {len(data)} bytes are no multiple of 2")
+    return tuple(value / _UNIT for value in struct.unpack(f"<{len(data) // 2}H", data))
+
+
+def _to_unit(value: float, if_nan: int) -> int:
+    if value != value:
+        return if_nan
+    return min(max(round(value * _UNIT), 0), _UNIT)
