@@ -43,7 +43,7 @@ def encode_tensor(x: NDArray[np.float32], wire: Wire, *, deflate: bool = False) 
         header += _SCALE.pack(scale)
         # What the reader multiplies by is the float32 that was written, so divide by the same.
         stored = np.float32(_SCALE.unpack(header[-_SCALE.size :])[0])
-        payload = np.clip(np.rint(x / stored), -127, 127).astype(np.int8).tobytes()
+        payload: bytes = np.clip(np.rint(x / stored), -127, 127).astype(np.int8).tobytes()
     else:
         payload = x.astype("<f4", copy=False).tobytes()
     if deflate:
