@@ -145,7 +145,7 @@ class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delta_encoding: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class StageModel:
     """One checked stage: its serialised graph, the checker's summary, and the arrays it will be given."""
 
@@ -155,8 +155,31 @@ class StageModel:
     summary: ModelSummary
     weights: Mapping[str, NDArray[np.generic]]
 
+    def __repr__(self) -> str:
+        return f"<StageModel {self.stage} in {self.precision}>"
 
-@dataclass(frozen=True, slots=True)
+    def __post_init__(self) -> None:
+        """Refuse arrays that are not exactly what the graph asks for.
+
+        A name left unsatisfied makes the runtime look for a file in the working directory.
+        """
+        where = f"stage {self.stage} in {self.precision}"
+        wanted = {spec.name: spec for spec in self.summary.external}
+        if wanted.keys() != self.weights.keys():
+            odd = min(wanted.keys() ^ self.weights.keys())
+            raise BundleError(
+                f"{where}: the weight {odd!r} is {'missing' if odd in wanted else 'not wanted'}"
+            )
+        for name, spec in wanted.items():
+            array = self.weights[name]
+            if array.dtype.name != spec.dtype or array.shape != spec.shape:
+                raise BundleError(
+                    f"{where}: the weight {name!r} is {array.dtype.name} {array.shape}, "
+                    f"the graph needs {spec.dtype} {spec.shape}"
+                )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Bundle:
     """A bundle that was read whole, and whose every file was checked against its digest."""
 
@@ -168,6 +191,9 @@ class Bundle:
     stage_models: Mapping[tuple[int, Precision], StageModel]
     golden_inputs: NDArray[np.float32]
     golden_outputs: Mapping[str, NDArray[np.float32]]
+
+    def __repr__(self) -> str:
+        return f"<Bundle of {self.graph.model} {self.bundle_id[:12]}>"
 
     def plan(self, name: str | None = None) -> Plan:
         """The plan called `name`, or the default one.
@@ -237,13 +263,16 @@ def _read_part(directory: Path) -> tuple[dict[str, bytes], str]:
 def _read_regular_file(path: Path, max_bytes: int) -> bytes:
     # O_NOFOLLOW and fstat on the open file: what was checked is what is read, whatever the path becomes.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"{path}: not a regular file")
         if status.st_size > max_bytes:
             raise BundleError(f"{path}: {status.st_size} bytes, at most {max_bytes} are read")
-        content = file.read(max_bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > max_bytes:
         raise BundleError(f"{path}: more than {max_bytes} bytes")
     return content
@@ -252,7 +281,7 @@ def _read_regular_file(path: Path, max_bytes: int) -> bytes:
 def _decode_manifest(files: Mapping[str, bytes], kind: type[ManifestT], directory: Path) -> ManifestT:
     try:
         return msgspec.json.decode(files[MANIFEST], type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{directory / MANIFEST}: {error}") from error
 
 
@@ -411,24 +440,14 @@ def _check_interface(summary: ModelSummary, stage: Stage, *, where: str) -> None
 
 
 def _weights_of(
-    summary: ModelSummary,
-    precision: Precision,
-    tensors: Mapping[str, NDArray[np.generic]],
-    *,
-    where: str,
+    summary: ModelSummary, precision: Precision, tensors: Mapping[str, NDArray[np.generic]], *, where: str
 ) -> dict[str, NDArray[np.generic]]:
-    # A name that is left unsatisfied makes the runtime look for a file in the working directory.
     weights: dict[str, NDArray[np.generic]] = {}
     for spec in summary.external:
         key = f"{precision}/{spec.name}"
         if key not in tensors:
             raise BundleError(f"{where}: needs the weight {key!r}, which the weights part does not have")
-        array = tensors[key]
-        if array.dtype.name != spec.dtype or array.shape != spec.shape:
-            raise BundleError(
-                f"{where}: {key!r} is {array.dtype.name} {array.shape}, the graph needs {spec.dtype} {spec.shape}"
-            )
-        weights[spec.name] = array
+        weights[spec.name] = tensors[key]
     return weights
 
 

@@ -1,9 +1,12 @@
-"""One MQTT session over paho-mqtt: its own thread, its own reconnecting, errors of our own. No protocol of ours.
+"""One MQTT session over paho-mqtt: its own thread, its own reconnecting, its own errors. No protocol of ours.
 
 What paho leaves to its user and this module settles: TCP_NODELAY (without it a QoS 1 answer waits for the
 peer's delayed acknowledgement), full jitter between attempts, the fall-back from MQTT 5 to 3.1.1, payloads
 above the broker's maximum packet size (paho would reconnect for ever), and publishing while offline (paho
 returns an error *and* queues; here nothing is queued unless the session is up).
+
+Only paho's own thread writes to the socket (`loop_start`). With `loop_forever` in a thread of ours, paho
+would write from whichever thread publishes, and on a slow line two partial writes mix two packets.
 
 A PUBACK says that the broker has a message, not that anybody keeps it: nothing here is a promise of delivery.
 """
@@ -94,7 +97,8 @@ class MqttSession:
 
     `subscriptions` are renewed at every connect, before `on_up` is called. With `manual_ack` a QoS 1 message
     is acknowledged by `ack`, in the order of arrival; the broker redelivers what was not, provided that
-    `expiry_s` lets it keep the session.
+    `expiry_s` lets it keep the session. With `forget_on_down` what the broker had not acknowledged when the
+    session went down is not sent again by itself: for callers with a queue of their own.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class MqttSession:
         expiry_s: int = 0,
         manual_ack: bool = False,
         receive_maximum: int | None = None,
+        forget_on_down: bool = False,
     ) -> None:
         self._broker = broker
         self._client_id = client_id
@@ -123,11 +128,13 @@ class MqttSession:
         self._expiry_s = expiry_s
         self._manual_ack = manual_ack
         self._receive_maximum = receive_maximum
+        self._forget_on_down = forget_on_down
         self._state = State.STOPPED
         self._protocol: Literal[4, 5] = PROTOCOLS[broker.protocol]
         self._client: paho.Client | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._turned = threading.Event()
         self._attempt = 0
         self._last_problem: str | None = None
         self.max_packet_bytes: int | None = None
@@ -171,6 +178,7 @@ class MqttSession:
         self._stopping.set()
         if self._client is not None:
             self._client.disconnect()
+        self._turned.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
         self._state = State.STOPPED
@@ -239,22 +247,31 @@ class MqttSession:
         return client
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while True:
             client = self._client
             assert client is not None
-            client.loop_forever(retry_first_connection=True)
-            if not self._stopping.is_set():
-                # Only a change of protocol ends the loop while the session lives.
-                self._client = self._build_client()
+            client.loop_start()
+            self._turned.wait()
+            client.loop_stop()
+            self._turned.clear()
+            if self._stopping.is_set():
+                return
+            # Only a change of protocol ends a client while the session lives.
+            self._client = self._build_client()
 
     def _connected(
         self, client: paho.Client, _: Any, __: Any, reason: ReasonCode, properties: Properties | None
     ) -> None:
+        if self._stopping.is_set():
+            # `stop` came while the connection was being made.
+            client.disconnect()
+            return
         if reason.is_failure:
             if self._protocol == 5 and str(reason) == "Unsupported protocol version":
                 log.info("broker offers no MQTT 5, going on with 3.1.1 broker=%s", self._address)
                 self._protocol = 4
                 client.disconnect()
+                self._turned.set()
                 return
             self._note_problem(f"refused: {reason}")
             self._set_next_delay(client)
@@ -281,6 +298,8 @@ class MqttSession:
     def _disconnected(self, client: paho.Client, _: Any, __: Any, reason: ReasonCode, ___: Any) -> None:
         was_up = self._state is State.CONNECTED
         self._state = State.CONNECTING
+        if self._forget_on_down:
+            client.drop_out_messages()
         if not self._stopping.is_set():
             self._note_problem(f"disconnected: {reason}")
             self._set_next_delay(client)

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 def notify(state: str) -> bool:
     """Send one state, for example `READY=1` or `WATCHDOG=1\\nSTATUS=12 in the spool`; whether it was sent.
 
-    Without NOTIFY_SOCKET nothing happens. It never raises, and gives up after `SEND_TIMEOUT_S`: a service must
-    not fall or stand still because its supervisor is busy.
+    Without NOTIFY_SOCKET nothing happens. It never raises, and gives up after `SEND_TIMEOUT_S`: a service
+    must not fall or stand still because its supervisor is busy.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

@@ -1,0 +1,316 @@
+"""The daemon's configuration: one TOML file, overrides from the environment, every error in one line.
+
+`EDGE_DAEMON__HUB__BROKER__PORT=1884` sets `hub.broker.port`, see `settings`. Only the file itself is read:
+neither bundles nor password files are touched here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from edge_cascade.errors import ProtocolError
+from edge_cascade.mqtt import Broker
+from edge_cascade.topics import VERSION_LEVEL, check_device_id, check_prefix
+from edge_daemon.core.spooling import SpoolLimits
+from edge_daemon.settings import Origin, read_settings
+
+ENVIRONMENT_PREFIX: Final = "EDGE_DAEMON__"
+SENSOR_LEVEL: Final = "{sensor}"
+
+_SHIPPED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_EXAMPLES: Final[Mapping[str, str]] = {
+    "device": ', e.g. [device] with id = "press-3"',
+    "device.id": ', e.g. id = "press-3"',
+    "models": ', e.g. [[models]] with bundle = "vibration"',
+    "inlet": ', e.g. [[inlet.sources]] with topic = "sensors/{sensor}"',
+    "inlet.sources": ', e.g. [[inlet.sources]] with topic = "sensors/{sensor}"',
+}
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+Filled = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every table."""
+
+
+class DeviceConfig(Section, frozen=True):
+    """Who this board is. `drain_s`: how long a SIGTERM may wait for what is still to be sent."""
+
+    id: str
+    state_dir: Filled = "/var/lib/edge-daemon"
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+
+
+class ModelConfig(Section, frozen=True):
+    """One model to serve: a shipped bundle's name or a directory. `plan` and `point`: the bundle's own."""
+
+    bundle: Filled
+    plan: Filled | None = None
+    point: Annotated[int, Meta(ge=0, lt=2**16)] | None = None
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether `bundle` is a name rather than a path."""
+        return _SHIPPED_NAME.fullmatch(self.bundle) is not None
+
+
+class SourceConfig(Section, frozen=True):
+    """Topics that carry one model's samples. `field` is a path in JSON; `window` follows the manifest's."""
+
+    topic: Filled
+    format: Literal["json", "float32le", "npy"] = "json"
+    model: Filled | None = None
+    field: Filled | None = None
+    window: Literal["bundle"] | None = None
+
+    @property
+    def topic_filter(self) -> str:
+        """The MQTT subscription: `{sensor}` is any one level."""
+        return self.topic.replace(SENSOR_LEVEL, "+")
+
+
+class InletConfig(Section, frozen=True):
+    """Where samples come from."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Meta(min_length=1, max_length=256)]
+    broker: Broker = field(default_factory=Broker)
+    queue_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    max_payload_bytes: Annotated[int, Meta(ge=16, le=256 * 2**20)] = 1_048_576
+
+
+class ResultsConfig(Section, frozen=True):
+    """Where answers go: `<prefix>/<sensor>`, and verdicts to `<prefix>/<sensor>/verdict`."""
+
+    prefix: str = "results"
+    qos: Literal[0, 1] = 1
+
+
+class HubConfig(Section, frozen=True):
+    """The way to the hub, and how uncertain cases are gathered for it."""
+
+    enabled: bool = True
+    broker: Broker = field(default_factory=Broker)
+    prefix: str = "edge"
+    max_in_flight_batches: Annotated[int, Meta(ge=1, le=64)] = 4
+    max_batch_items: Annotated[int, Meta(ge=1, le=1024)] = 64
+    max_batch_bytes: Annotated[int, Meta(ge=1024, le=16 * 2**20)] = 98_304
+    batch_linger_s: Annotated[float, Meta(ge=0, le=3600)] = 0.2
+    ack_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = 30.0
+    report_every_s: Annotated[float, Meta(gt=0, le=30 * 86400)] = 300.0
+
+
+class SpoolConfig(Section, frozen=True):
+    """The queue on disk. `max_age_s` counts time in which the daemon runs."""
+
+    max_bytes: Annotated[int, Meta(ge=64 * 2**10, le=2**40)] = 64 * 2**20
+    max_age_s: Annotated[float, Meta(gt=0, le=3650 * 86400)] = 7 * 86400.0
+    commit_window_ms: Annotated[float, Meta(ge=0, le=20)] = 10.0
+
+
+class AuditConfig(Section, frozen=True):
+    """The share of samples that is sent whatever the gate says, and its cap."""
+
+    rate: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    max_per_hour: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
+
+
+class HttpConfig(Section, frozen=True):
+    """Health and metrics."""
+
+    enabled: bool = True
+    host: Filled = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 9464
+
+
+class LogConfig(Section, frozen=True):
+    """How much is said."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(Section, frozen=True):
+    """Everything that one daemon is told."""
+
+    device: DeviceConfig
+    models: Annotated[tuple[ModelConfig, ...], Meta(min_length=1, max_length=64)]
+    inlet: InletConfig
+    results: ResultsConfig = field(default_factory=ResultsConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def spool_limits(self) -> SpoolLimits:
+        """What `SqliteSpool` takes."""
+        return SpoolLimits(
+            max_bytes=self.spool.max_bytes,
+            max_age_s=self.spool.max_age_s,
+            commit_window_ms=self.spool.commit_window_ms,
+            max_in_flight_batches=self.hub.max_in_flight_batches,
+        )
+
+
+def load_config(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read and check a configuration.
+
+    Raises:
+        ConfigError: in one line: file (or variable), key, value, what is allowed, and the fix where known.
+    """
+    config, origin = read_settings(path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES)
+    _check(config, origin)
+    return config
+
+
+def warnings_about(config: Config) -> list[str]:
+    """What is allowed but deserves a second look, a line each."""
+    found = []
+    if config.http.enabled and config.http.host not in _LOOPBACK:
+        found.append(
+            f'http.host = "{config.http.host}": health and metrics are readable from the network without a '
+            'password; "127.0.0.1" keeps them on this board'
+        )
+    if not config.hub.enabled and config.audit.rate > 0:
+        found.append("hub.enabled = false: uncertain cases and audits are answered here and sent nowhere")
+    return found
+
+
+def _check(config: Config, origin: Origin) -> None:
+    try:
+        check_device_id(config.device.id)
+    except ProtocolError as error:
+        raise origin.error("device.id", f': {error}; e.g. "press-3"') from error
+    for key, prefix in (("results.prefix", config.results.prefix), ("hub.prefix", config.hub.prefix)):
+        try:
+            check_prefix(prefix)
+        except ProtocolError as error:
+            raise origin.error(key, f": {error}") from error
+    _check_broker("inlet.broker", config.inlet.broker, origin)
+    _check_broker("hub.broker", config.hub.broker, origin)
+    _check_models(config.models, origin)
+    _check_sources(config, origin)
+    if config.hub.max_batch_bytes * config.hub.max_in_flight_batches > config.spool.max_bytes:
+        raise origin.error(
+            "hub.max_batch_bytes",
+            f" = {config.hub.max_batch_bytes}: {config.hub.max_in_flight_batches} batches in flight would "
+            f"be more than the whole spool (spool.max_bytes = {config.spool.max_bytes}); lower the one or "
+            "raise the other",
+        )
+
+
+def _check_broker(key: str, broker: Broker, origin: Origin) -> None:
+    if not 1 <= broker.port <= 65535:
+        raise origin.error(
+            f"{key}.port", f" = {broker.port}: allowed are 1 to 65535; MQTT's are 1883 and 8883"
+        )
+    if not 5 <= broker.keepalive_s <= 65535:
+        raise origin.error(f"{key}.keepalive_s", f" = {broker.keepalive_s}: allowed are 5 to 65535")
+    if not broker.host or any(character.isspace() for character in broker.host):
+        raise origin.error(f"{key}.host", f' = "{broker.host}": expected a host name or an address')
+    if broker.password_file is not None and broker.username is None:
+        raise origin.error(f"{key}.password_file", ": a password needs a name; add username")
+    if (broker.certificate_file is None) != (broker.key_file is None):
+        absent = "key_file" if broker.key_file is None else "certificate_file"
+        raise origin.error(f"{key}.{absent}", ": missing; certificate_file and key_file belong together")
+    if broker.certificate_file is not None and broker.ca_file is None:
+        raise origin.error(
+            f"{key}.ca_file", ": missing; a client certificate needs TLS, and TLS needs the CA"
+        )
+
+
+def _check_models(models: Sequence[ModelConfig], origin: Origin) -> None:
+    seen: dict[str, int] = {}
+    for index, model in enumerate(models):
+        first = seen.setdefault(os.path.normpath(model.bundle), index)
+        if first != index:
+            raise origin.error(
+                f"models[{index}].bundle",
+                f' = "{model.bundle}": models[{first}] is the same; a model is served once, remove one',
+            )
+
+
+def _check_sources(config: Config, origin: Origin) -> None:
+    only_shipped = all(model.is_shipped for model in config.models)
+    names = [model.bundle for model in config.models]
+    seen: dict[str, int] = {}
+    for index, source in enumerate(config.inlet.sources):
+        key = f"inlet.sources[{index}]"
+        problem = _topic_problem(source.topic)
+        if problem:
+            raise origin.error(f"{key}.topic", f' = "{source.topic}": {problem}')
+        first = seen.setdefault(source.topic_filter, index)
+        if first != index:
+            raise origin.error(
+                f"{key}.topic",
+                f' = "{source.topic}": the same topics as inlet.sources[{first}]; remove one',
+            )
+        for own, setting in _own_outputs(config):
+            if filters_overlap(source.topic_filter, own):
+                raise origin.error(
+                    f"{key}.topic",
+                    f' = "{source.topic}": would read our own output {own} (from {setting}); '
+                    f"narrow the topic or change {setting}",
+                )
+        if source.field is not None and source.format != "json":
+            raise origin.error(
+                f"{key}.field", f': only json has fields, format is "{source.format}"; remove field'
+            )
+        if source.model is None and len(names) > 1:
+            raise origin.error(
+                f"{key}.model", f": missing; with several models say which ({', '.join(names)})"
+            )
+        # What a bundle in a directory is called stands in its manifest, which is not read here.
+        if source.model is not None and only_shipped and source.model not in names:
+            close = difflib.get_close_matches(source.model, names, n=1, cutoff=0.6)
+            hint = f'did you mean "{close[0]}"?' if close else "add it to [[models]]"
+            raise origin.error(
+                f"{key}.model", f' = "{source.model}": no such model ({", ".join(names)}); {hint}'
+            )
+
+
+def _topic_problem(topic: str) -> str | None:
+    levels = topic.split("/")
+    if topic.startswith("$"):
+        return "topics with $ belong to the broker; name the sensors' own topics"
+    if "\0" in topic:
+        return "holds a zero byte"
+    if "#" in topic and (levels[-1] != "#" or topic.count("#") > 1):
+        return "'#' may only be the last level, alone"
+    if topic.count(SENSOR_LEVEL) > 1:
+        return f"{SENSOR_LEVEL} may stand once"
+    literal = [level for level in levels if level not in {"+", "#", SENSOR_LEVEL}]
+    if any(character in level for level in literal for character in "+{}"):
+        return f"'+' and {SENSOR_LEVEL} take a whole level, as in a/+/b and a/{SENSOR_LEVEL}/b"
+    return None
+
+
+def _own_outputs(config: Config) -> Iterator[tuple[str, str]]:
+    """Our own output topics as filters, with the key that moves them. A sensor's name may have levels."""
+    yield f"{config.results.prefix}/+/#", "results.prefix"
+    if config.hub.enabled:
+        yield f"{config.hub.prefix}/{VERSION_LEVEL}/#", "hub.prefix"
+
+
+def filters_overlap(one: str, other: str) -> bool:
+    """Whether some topic matches both MQTT filters (MQTT 5, section 4.7; `#` also matches its parent)."""
+    left, right = one.split("/"), other.split("/")
+    for position in range(max(len(left), len(right)) + 1):
+        here = left[position] if position < len(left) else None
+        there = right[position] if position < len(right) else None
+        if "#" in (here, there):
+            return True
+        if here is None or there is None:
+            return here is there
+        if here != there and "+" not in (here, there):
+            return False
+    return True

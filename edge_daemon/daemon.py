@@ -1,0 +1,235 @@
+"""The composition root: puts the device together, starts it, takes it down without losing anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from concurrent.futures import Future
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from edge_cascade.messages import BOOT_BYTES, Case, Report, RunningModel, Verdict
+from edge_daemon import __version__
+from edge_daemon.clock import SystemClock
+from edge_daemon.config import Config
+from edge_daemon.core.spooling import case_item, report_item
+from edge_daemon.http_api import Health
+from edge_daemon.inference import InferenceThread
+from edge_daemon.inlet.mqtt import MqttInlet
+from edge_daemon.inlet.queue import Queued, SampleQueue
+from edge_daemon.metrics import Metrics
+from edge_daemon.models import Numbering, open_pipelines, open_sources
+from edge_daemon.pipeline import Outcome, Pipeline
+from edge_daemon.ports import Clock
+from edge_daemon.results import Results
+from edge_daemon.spool import SqliteSpool
+from edge_daemon.uplink import MqttUplink
+
+log = logging.getLogger(__name__)
+
+STUCK_S: Final = 10.0
+"""A sample that takes longer is stuck: health fails and the watchdog is no longer fed."""
+
+SPOOL_FILE: Final = "spool.sqlite"
+
+
+class Daemon:
+    """One device; `start` and `stop` are called once each, between them it runs on threads of its own."""
+
+    def __init__(
+        self, config: Config, *, clock: Clock | None = None, rng: random.Random | None = None
+    ) -> None:
+        """Read the bundles and open the runtimes; nothing runs yet.
+
+        Raises:
+            ModelError: naming the bundle and what is wrong with it.
+        """
+        self._config = config
+        self._clock = clock or SystemClock()
+        self.boot = os.urandom(BOOT_BYTES)
+        numbering = Numbering(self.boot, count().__next__)
+        self._next_seq = numbering.next_seq
+        self.metrics = Metrics()
+        self._pipelines = open_pipelines(
+            config.models,
+            config.audit,
+            numbering,
+            rng=rng or random.SystemRandom(),
+            now_s=self._clock.monotonic_s,
+        )
+        self.queue = SampleQueue(config.inlet.queue_size, self._shed)
+        self._inlet = MqttInlet(
+            config.inlet.broker,
+            f"{config.device.id}-inlet",
+            open_sources(
+                config.inlet.sources, {name: pipeline.bundle for name, pipeline in self._pipelines.items()}
+            ),
+            self.queue,
+            max_payload_bytes=config.inlet.max_payload_bytes,
+            on_malformed=self.metrics.malformed.add,
+            now_s=self._clock.monotonic_s,
+            now_ms=self._clock.wall_ms,
+        )
+        self._results = Results(
+            self._inlet.session,
+            config.results.prefix,
+            config.results.qos,
+            {name: pipeline.bundle.graph.labels for name, pipeline in self._pipelines.items()},
+        )
+        self._spool: SqliteSpool | None = None
+        self.uplink: MqttUplink | None = None
+        if config.hub.enabled:
+            path = Path(config.device.state_dir) / SPOOL_FILE
+            self._spool = SqliteSpool(path, config.spool_limits, self._clock)
+            self.uplink = MqttUplink(
+                config.hub,
+                config.device.id,
+                self.boot,
+                self._spool,
+                self._pass_on,
+                self.running_models,
+                clock=self._clock,
+                daemon_version=__version__,
+            )
+        self._inference = InferenceThread(
+            self._pipelines,
+            self.queue,
+            publish=self._publish,
+            submit=self._submit,
+            tally=self,
+            on_failed=lambda: self.metrics.failed.add("all"),
+        )
+        self._watch()
+
+    def start(self) -> None:
+        """Open the spool and start every thread; neither a broker nor the hub needs to be there.
+
+        Raises:
+            SpoolError: when the spool cannot be opened at all.
+            BrokerConfigError: for credentials that cannot be read.
+        """
+        if self._spool is not None:
+            self._spool.open()
+        self._inference.start()
+        if self.uplink is not None:
+            self.uplink.start()
+        self._inlet.session.start()
+
+    def stop(self) -> None:
+        """Answer what is queued, commit and send what fits into `device.drain_s`, say goodbye.
+
+        Messages that come meanwhile stay unacknowledged: the broker has them for the next start.
+        """
+        drain_s = self._config.device.drain_s
+        self._inlet.pause()
+        if not self._inference.stop(drain_s):
+            log.warning("stopped with unanswered samples left=%d", len(self.queue))
+        if self.uplink is not None:
+            self.uplink.stop(drain_s)
+        if self._spool is not None:
+            # Commits what is open; the acknowledgements that this frees still go out below.
+            self._spool.close()
+        self._inlet.session.stop()
+
+    def is_alive(self) -> bool:
+        """Whether samples are answered, or could be: nothing outside this board can make it False."""
+        return self._inference.is_alive and self._inference.stuck_s() < STUCK_S
+
+    def health(self) -> Health:
+        """Whether the device does all of its work, and what keeps it from that."""
+        problems = []
+        if not self.is_alive():
+            problems.append("a sample is stuck")
+        if not self._inlet.session.is_up:
+            problems.append(f"sensors' broker: {self._inlet.session.problem or 'connecting'}")
+        if self.uplink is not None and not self.uplink.is_up:
+            problems.append(f"hub's broker: {self.uplink.problem or 'connecting'}")
+        return Health(ready=not problems, problems=tuple(problems))
+
+    def spooled_rows(self) -> int:
+        """Rows that the hub has not acknowledged yet."""
+        return 0 if self._spool is None else self._spool.counts().rows
+
+    def report(self) -> None:
+        """Queue the counters for the hub."""
+        if self._spool is None:
+            return
+        message = Report(
+            device=self._config.device.id,
+            boot=self.boot,
+            seq=self._next_seq(),
+            taken_at_ms=self._clock.wall_ms(),
+            counters=self.metrics.snapshot(),
+        )
+        self._spool.append(report_item(message))
+
+    def running_models(self) -> list[RunningModel]:
+        """What this board serves, as its status says it."""
+        return [
+            RunningModel(
+                name,
+                bytes.fromhex(pipeline.bundle.bundle_id),
+                pipeline.ladder.plan.name,
+                pipeline.ladder.point,
+            )
+            for name, pipeline in self._pipelines.items()
+        ]
+
+    def count_outcome(self, pipeline: Pipeline, outcome: Outcome) -> None:
+        """Count one sample (on the inference thread)."""
+        metrics, model = self.metrics, pipeline.bundle.graph.model
+        if outcome.answer is None or (outcome.climb is not None and outcome.climb.failed):
+            metrics.failed.add(model)
+        answer = outcome.answer
+        if answer is not None:
+            metrics.samples.add(model, str(answer.exit), answer.precision)
+            metrics.latency.observe(model, answer.latency_us * 1e-6)
+            if answer.uncertified:
+                metrics.uncertified.add(model)
+            if answer.deferred:
+                metrics.deferred.add(model)
+        if outcome.case is not None:
+            if outcome.case.escalated:
+                metrics.escalated.add(model)
+            if outcome.case.audited:
+                metrics.audited.add(model)
+
+    def _publish(self, outcome: Outcome) -> None:
+        if outcome.answer is not None:
+            self._results.publish_answer(outcome.answer)
+
+    def _submit(self, pipeline: Pipeline, case: Case) -> Future[None]:
+        if self._spool is None:
+            nowhere: Future[None] = Future()
+            nowhere.set_result(None)
+            return nowhere
+        return self._spool.append(
+            case_item(
+                case,
+                boot=self.boot,
+                model=pipeline.bundle.graph.model,
+                bundle=bytes.fromhex(pipeline.bundle.bundle_id),
+                plan=pipeline.ladder.plan.name,
+            )
+        )
+
+    def _pass_on(self, model: str, full_model: bytes, verdict: Verdict) -> None:
+        self._results.publish_verdict(model, full_model, verdict)
+        self.metrics.verdicts.add(model, verdict.source.name.lower())
+
+    def _shed(self, item: Queued) -> None:
+        self.metrics.shed.add("queue_full")
+        item.ticket.finish()
+
+    def _watch(self) -> None:
+        metrics = self.metrics
+        if self._spool is not None:
+            metrics.watch_spool(self._spool.counts)
+        if self.uplink is not None:
+            metrics.watch_uplink(self.uplink.counters)
+        metrics.watch("queue_depth", "Samples that wait.", lambda: len(self.queue), is_total=False)
+        metrics.watch(
+            "results_unpublished", "Answers that no broker took.", lambda: self._results.unpublished
+        )

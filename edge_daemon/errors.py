@@ -1,0 +1,80 @@
+"""The device's errors, and the exit codes that its commands end with.
+
+EdgeError
+├── ConfigError          a configuration that cannot be meant: one line with file, key, value and fix
+├── ModelError           a bundle that is missing, damaged or not for this daemon
+├── ListenError          an address that cannot be listened on
+└── SpoolError           the queue on disk did not take, find or give up something
+    ├── SpoolFullError       one item above the spool's whole limit, or more waiting than memory may hold
+    ├── SpoolClosedError     asked after `close` or before `open`
+    ├── SpoolInUseError      another process holds the file
+    └── SpoolVersionError    written by a newer daemon: going back needs an empty state directory
+
+Exit codes (`edge-daemon run`, `check-config`; sysexits.h is not used, its meanings are those of mail):
+
+    0   ended as asked (SIGTERM, or nothing to complain about)
+    1   a defect in the daemon itself: the traceback is in the log
+    2   wrong command line
+    10  ConfigError, and a broker's credentials that cannot be read
+    11  ModelError
+    12  ListenError
+    20  SpoolError at start; later ones are counted and lived with
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+EXIT_OK: Final = 0
+EXIT_DEFECT: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_CONFIG: Final = 10
+EXIT_MODEL: Final = 11
+EXIT_LISTEN: Final = 12
+EXIT_SPOOL: Final = 20
+
+
+class EdgeError(Exception):
+    """Base of every error that `edge_daemon` raises on purpose."""
+
+    exit_code: ClassVar[int] = EXIT_DEFECT
+
+
+class ConfigError(EdgeError):
+    """A configuration that cannot be meant; the message is one line."""
+
+    exit_code = EXIT_CONFIG
+
+
+class ModelError(EdgeError):
+    """A bundle that is missing, damaged or not for this daemon."""
+
+    exit_code = EXIT_MODEL
+
+
+class ListenError(EdgeError):
+    """An address that cannot be listened on."""
+
+    exit_code = EXIT_LISTEN
+
+
+class SpoolError(EdgeError):
+    """The queue on disk did not take, find or give up something."""
+
+    exit_code = EXIT_SPOOL
+
+
+class SpoolFullError(SpoolError):
+    """An item above the spool's whole limit, or more items waiting for the disk than memory may hold."""
+
+
+class SpoolClosedError(SpoolError):
+    """The spool was asked before `open` or after `close`."""
+
+
+class SpoolInUseError(SpoolError):
+    """Another process holds the spool's file."""
+
+
+class SpoolVersionError(SpoolError):
+    """The spool was written by a newer daemon."""

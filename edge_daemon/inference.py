@@ -1,0 +1,131 @@
+"""The one thread that owns the ladders: takes samples from the queue, answers, hands the cases on.
+
+It publishes by itself: the way back through an event loop costs a tail of 20 ms. It never waits for a disk or
+a network: the spool commits on its own thread, and the message is acknowledged when that is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from itertools import groupby
+from typing import Final, Protocol
+
+from edge_cascade.burst import Burst
+from edge_cascade.messages import Case
+from edge_daemon.inlet.queue import Queued, SampleQueue
+from edge_daemon.pipeline import Outcome, Pipeline
+
+log = logging.getLogger(__name__)
+
+# Above this many waiting samples a batch through the ladder is worth its bookkeeping.
+BATCH_FROM: Final = 4
+MAX_BATCH: Final = 32
+WAIT_S: Final = 0.5
+
+Publish = Callable[[Outcome], None]
+Submit = Callable[[Pipeline, Case], "Future[None]"]
+
+
+class Tally(Protocol):
+    """What the inference thread counts; called once per sample, so it must be cheap."""
+
+    def count_outcome(self, pipeline: Pipeline, outcome: Outcome) -> None: ...
+
+
+class InferenceThread:
+    """Runs until stopped; a sample that makes it raise is counted as failed and the next one is served."""
+
+    def __init__(
+        self,
+        pipelines: Mapping[str, Pipeline],
+        queue: SampleQueue,
+        *,
+        publish: Publish,
+        submit: Submit,
+        tally: Tally,
+        on_failed: Callable[[], None],
+    ) -> None:
+        self._pipelines = pipelines
+        self._queue = queue
+        self._publish = publish
+        self._submit = submit
+        self._tally = tally
+        self._on_failed = on_failed
+        self._stopping = threading.Event()
+        self._busy_since_s: float | None = None
+        self._burst = Burst()
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Answer what is queued, then end; whether that was done within `timeout_s`."""
+        self._stopping.set()
+        self._queue.wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def stuck_s(self) -> float:
+        """For how long the sample in hand has been there; 0 when none is."""
+        since = self._busy_since_s
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            items = self._queue.get(MAX_BATCH, WAIT_S)
+            if not items:
+                if self._stopping.is_set():
+                    return
+                continue
+            self._busy_since_s = time.monotonic()
+            for model, group in groupby(items, key=lambda item: item.model):
+                self._answer(self._pipelines[model], list(group))
+            self._busy_since_s = None
+
+    def _answer(self, pipeline: Pipeline, items: list[Queued]) -> None:
+        batches = [items] if len(items) >= BATCH_FROM else [[item] for item in items]
+        for batch in batches:
+            self._busy_since_s = time.monotonic()
+            try:
+                outcomes = _process(pipeline, batch)
+            except Exception as error:  # noqa: BLE001 - a thread that dies answers nothing for ever
+                self._give_up(batch, error)
+                continue
+            for item, outcome in zip(batch, outcomes, strict=True):
+                self._publish(outcome)
+                self._tally.count_outcome(pipeline, outcome)
+                self._finish(pipeline, item, outcome)
+
+    def _finish(self, pipeline: Pipeline, item: Queued, outcome: Outcome) -> None:
+        if outcome.case is None:
+            item.ticket.finish()
+            return
+        committed = self._submit(pipeline, outcome.case)
+        # Failed or not: the answer is out, and the spool has counted what it could not take.
+        committed.add_done_callback(lambda _: item.ticket.finish())
+
+    def _give_up(self, items: list[Queued], error: Exception) -> None:
+        for item in items:
+            self._on_failed()
+            item.ticket.finish()
+        if self._burst.note(now_s=time.monotonic()) is not None:
+            log.error("sample failed sensor=%s error=%r", items[0].sample.sensor, error)
+        log.debug("sample failed", exc_info=error)
+
+
+def _process(pipeline: Pipeline, items: list[Queued]) -> list[Outcome]:
+    if len(items) == 1:
+        return [pipeline.process(items[0].sample)]
+    return pipeline.process_batch([item.sample for item in items])

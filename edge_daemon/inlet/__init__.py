@@ -1,0 +1,1 @@
+"""From topics and payloads to samples."""

@@ -1,0 +1,125 @@
+"""From the configuration's models to pipelines: bundles read, checked and opened on this board's runtime."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edge_cascade.backends.onnx import OnnxStage
+from edge_cascade.bundle import Bundle, StageModel, load_bundle
+from edge_cascade.errors import CascadeError
+from edge_cascade.golden import golden_errors
+from edge_cascade.ladder import Ladder
+from edge_cascade.shipped import find_bundle
+from edge_daemon import __version__
+from edge_daemon.audit import AuditCoin
+from edge_daemon.config import AuditConfig, ModelConfig, SourceConfig
+from edge_daemon.errors import ModelError
+from edge_daemon.inlet.decode import make_decoder
+from edge_daemon.inlet.mqtt import Source
+from edge_daemon.inlet.window import Windower
+from edge_daemon.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """What makes a case's id: this start of the daemon, and a counter that all pipelines share."""
+
+    boot: bytes
+    next_seq: Callable[[], int]
+
+
+def open_stage(stage: StageModel, feature_shape: tuple[int, ...] | None) -> OnnxStage:
+    """A stage on onnxruntime with one thread: more of them spin between paced samples."""
+    return OnnxStage(stage, feature_shape)
+
+
+def open_pipelines(
+    models: Sequence[ModelConfig],
+    audit: AuditConfig,
+    numbering: Numbering,
+    *,
+    rng: random.Random,
+    now_s: Callable[[], float],
+) -> dict[str, Pipeline]:
+    """A pipeline per configured model, by the model's name.
+
+    Raises:
+        ModelError: naming the bundle and what is wrong with it.
+    """
+    pipelines: dict[str, Pipeline] = {}
+    for model in models:
+        try:
+            bundle = load_bundle(find_bundle(model.bundle))
+            _check_version(bundle)
+            plan = bundle.plan(model.plan)
+            ladder = Ladder(bundle, plan, open_stage, point=model.point)
+            _compare_golden(bundle, ladder)
+        except CascadeError as error:
+            raise ModelError(f"models: bundle {model.bundle!r}: {error}") from error
+        name = bundle.graph.model
+        if name in pipelines:
+            raise ModelError(f"models: two bundles are called {name!r}; a model is served once, remove one")
+        coin = AuditCoin(audit.rate, audit.max_per_hour, random.Random(rng.random()))  # noqa: S311 - no secret
+        pipelines[name] = Pipeline(
+            bundle, ladder, coin, boot=numbering.boot, next_seq=numbering.next_seq, now_s=now_s
+        )
+        log.info(
+            "serving model=%s bundle=%s plan=%s point=%d",
+            name,
+            bundle.bundle_id[:12],
+            plan.name,
+            ladder.point,
+        )
+    return pipelines
+
+
+def open_sources(sources: Sequence[SourceConfig], bundles: dict[str, Bundle]) -> list[Source]:
+    """The inlet's sources, each with the model that answers it.
+
+    Raises:
+        ModelError: when a source names a model that is not served, or asks for windows that it has none of.
+    """
+    opened = []
+    for index, source in enumerate(sources):
+        where = f"inlet.sources[{index}]"
+        name = source.model or next(iter(bundles))
+        if name not in bundles:
+            raise ModelError(f"{where}.model = {name!r}: not served; there are: {', '.join(sorted(bundles))}")
+        graph = bundles[name].graph
+        if source.window is not None and graph.window is None:
+            raise ModelError(f"{where}.window: the bundle of {name!r} declares no window; remove the key")
+        windower = (
+            Windower(graph.window, graph.input_shape) if source.window is not None and graph.window else None
+        )
+        decode = make_decoder(source.format, source.field)
+        opened.append(Source(source.topic, name, graph.input_shape, decode, windower))
+    return opened
+
+
+def _check_version(bundle: Bundle) -> None:
+    needed = bundle.graph.min_daemon
+    if _numbers(needed) > _numbers(__version__):
+        raise ModelError(f"{bundle.graph.model!r} needs edge-daemon {needed} or newer, this is {__version__}")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    if not all(part.isdecimal() for part in parts):
+        raise ModelError(f"min_daemon {version!r} is no version such as 0.1.0")
+    return tuple(int(part) for part in parts)
+
+
+def _compare_golden(bundle: Bundle, ladder: Ladder) -> None:
+    for precision, error in golden_errors(bundle, ladder.plan, open_stage).items():
+        tolerance = bundle.weights.tolerance.get(precision, 0.0)
+        if error > tolerance:
+            log.warning(
+                "this board computes something else than the builder did model=%s precision=%s "
+                "deviation=%.4f tolerance=%.4f: what was calibrated may not hold here",
+                bundle.graph.model, precision, error, tolerance,
+            )  # fmt: skip

@@ -1,0 +1,212 @@
+"""sample -> ladder -> decision -> an answer at once, and a case where the hub is to see it. No I/O.
+
+One thread owns a pipeline, as it owns the ladder's buffers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_cascade.bundle import Bundle
+from edge_cascade.errors import BackendError
+from edge_cascade.gate import Exit
+from edge_cascade.ladder import Climb, Ladder
+from edge_cascade.messages import Case, Reason, pack_exits
+from edge_cascade.policy import Plan
+from edge_cascade.tensors import encode_tensor
+from edge_daemon.audit import AuditCoin
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One model input `(*input_shape) float32` from one sensor.
+
+    `received_s` is monotonic; `taken_at_ms` is the wall clock, for people to read.
+    """
+
+    sensor: str
+    x: Array
+    received_s: float
+    taken_at_ms: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What leaves on `results/<sensor>`, as JSON. `id` is the key by which a verdict corrects it later.
+
+    `deferred`: the gate was not satisfied and this is the most reliable exit seen. `uncertified`: no
+    certificate covers the operating point. `exit` is the rung's index in the plan.
+    """
+
+    id: str
+    sensor: str
+    model: str
+    label: str
+    probability: float
+    score: float
+    exit: int
+    stage: int
+    precision: str
+    bundle: str
+    plan: str
+    point: int
+    latency_us: int
+    escalated: bool
+    audited: bool
+    deferred: bool
+    uncertified: bool
+    taken_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that becomes of one sample. Without a first rung there is no answer, only the case."""
+
+    answer: Answer | None
+    climb: Climb | None
+    case: Case | None
+
+
+class Pipeline:
+    """One model at work: its bundle, its ladder, its audit coin."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        ladder: Ladder,
+        coin: AuditCoin,
+        *,
+        boot: bytes,
+        next_seq: Callable[[], int],
+        now_s: Callable[[], float],
+    ) -> None:
+        self.bundle = bundle
+        self.ladder = ladder
+        self._coin = coin
+        self._boot = boot.hex()
+        self._next_seq = next_seq
+        self._now_s = now_s
+        self._labels = bundle.graph.labels
+        self._model = bundle.graph.model
+        self._wire = bundle.graph.wire
+        self._certified_point = certified_point(bundle, ladder.plan)
+
+    def process(self, sample: Sample) -> Outcome:
+        """Answer one sample. Where not even the first rung runs, the hub is asked alone."""
+        # Before the gate sees anything: the draw must not depend on the outcome.
+        audit_probability = self._coin.throw(now_s=self._now_s())
+        try:
+            climb = self.ladder.climb(sample.x)
+        except BackendError as error:
+            return self._give_up(sample, audit_probability, error)
+        return self._conclude(sample, climb, audit_probability)
+
+    def process_batch(self, samples: list[Sample]) -> list[Outcome]:
+        """Answer several samples at once: fewer runtime calls where samples have queued up."""
+        now_s = self._now_s()
+        audits = [self._coin.throw(now_s=now_s) for _ in samples]
+        try:
+            climbs = self.ladder.climb_batch(np.stack([sample.x for sample in samples]))
+        except BackendError as error:
+            return [
+                self._give_up(sample, audit, error) for sample, audit in zip(samples, audits, strict=True)
+            ]
+        return [self._conclude(*each) for each in zip(samples, climbs, audits, strict=True)]
+
+    def _conclude(self, sample: Sample, climb: Climb, audit_probability: float) -> Outcome:
+        seq = self._next_seq()
+        escalated = not climb.accepted
+        audited = audit_probability > 0.0
+        case = None
+        if escalated or audited:
+            reason = _reason(climb, audited=audited)
+            case = self._case(sample, seq, climb.exits, audit_probability, reason, escalated=escalated)
+        answer = self._answer(sample, seq, climb.answer, escalated=escalated, audited=audited)
+        return Outcome(answer, climb, case)
+
+    def _give_up(self, sample: Sample, audit_probability: float, error: BackendError) -> Outcome:
+        log.warning("no answer sensor=%s model=%s error=%s", sample.sensor, self._model, error)
+        case = self._case(sample, self._next_seq(), (), audit_probability, Reason.FAILED, escalated=True)
+        return Outcome(None, None, case)
+
+    @property
+    def _uncertified(self) -> bool:
+        return self.ladder.point > self._certified_point
+
+    def _case(
+        self,
+        sample: Sample,
+        seq: int,
+        exits: tuple[Exit, ...],
+        audit_probability: float,
+        reason: Reason,
+        *,
+        escalated: bool,
+    ) -> Case:
+        return Case(
+            seq=seq,
+            sensor=sample.sensor,
+            taken_at_ms=sample.taken_at_ms,
+            point=self.ladder.point,
+            exits=pack_exits(exits),
+            escalated=escalated,
+            audit_ppm=max(round(audit_probability * 1e6), 1) if audit_probability > 0.0 else 0,
+            reason=reason,
+            deferred=escalated,
+            uncertified=self._uncertified,
+            tensor=encode_tensor(sample.x, self._wire),
+        )
+
+    def _answer(self, sample: Sample, seq: int, exit_: Exit, *, escalated: bool, audited: bool) -> Answer:
+        plan = self.ladder.plan
+        rung = plan.rungs[exit_.rung]
+        return Answer(
+            id=f"{self._boot}-{seq}",
+            sensor=sample.sensor,
+            model=self._model,
+            label=self._labels[exit_.label],
+            # A NaN means that nothing is known.
+            probability=round(exit_.probability, 6) if exit_.probability >= 0.0 else 0.0,
+            score=round(exit_.score, 6) if exit_.score >= 0.0 else 1.0,
+            exit=exit_.rung,
+            stage=rung.stage,
+            precision=rung.precision,
+            bundle=self.bundle.bundle_id,
+            plan=plan.name,
+            point=self.ladder.point,
+            latency_us=round((self._now_s() - sample.received_s) * 1e6),
+            escalated=escalated,
+            audited=audited,
+            deferred=escalated,
+            uncertified=self._uncertified,
+            taken_at_ms=sample.taken_at_ms,
+        )
+
+
+def certified_point(bundle: Bundle, plan: Plan) -> int:
+    """The last point of `plan` that a certificate covers, -1 if none does."""
+    return max(
+        (
+            certificate.last_point
+            for certificate in bundle.weights.certificates
+            if certificate.plan == plan.name
+        ),
+        default=-1,
+    )
+
+
+def _reason(climb: Climb, *, audited: bool) -> Reason:
+    if climb.failed:
+        return Reason.FAILED
+    if climb.accepted:
+        return Reason.AUDIT
+    return Reason.UNSURE_AND_AUDIT if audited else Reason.UNSURE

@@ -1,0 +1,84 @@
+"""The roles that the device's parts play for each other. Adapters name technologies, these name none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Protocol
+
+from edge_daemon.core.spooling import Batch, DropReason, SpoolCounts, SpoolItem
+
+
+class Clock(Protocol):
+    """Time as an argument: what is measured never uses the wall clock."""
+
+    def monotonic_s(self) -> float:
+        """Seconds since some point that does not move."""
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970 as this board believes."""
+
+
+class Spool(Protocol):
+    """The delivery contract: an accepted item stays until the hub has it or a drop counter has it.
+
+    Every method may be called from any thread. An item is known by `(boot, seq)`; appending it twice stores
+    it once. Rows leave a batch one by one: acknowledged, rejected, deferred, or all at once by `release`.
+    """
+
+    def append(self, item: SpoolItem) -> Future[None]:
+        """Queue an item; never waits for the disk. Done means committed and fsynced, so: accepted.
+
+        The future fails with `SpoolError` when nothing was stored. Its callbacks run on the spool's thread.
+        """
+
+    def claim(self, max_items: int, max_bytes: int) -> Batch | None:
+        """Take rows of one key in flight: highest priority first, then oldest; one row even if too large.
+
+        None when nothing waits, or as many batches are in flight as may be.
+
+        Raises:
+            SpoolError: when the disk does not give the rows.
+        """
+
+    def acknowledge(self, boot: bytes, seqs: Sequence[int]) -> None:
+        """The hub has these: their rows go. Unknown ones are none of our business any more."""
+
+    def reject(self, boot: bytes, seq: int, reason: DropReason) -> None:
+        """Give a row up, counted in the same transaction."""
+
+    def defer(self, boot: bytes, seqs: Sequence[int], delay_s: float) -> None:
+        """Put rows back, to be claimed again only after a while."""
+
+    def release(self, token: int) -> None:
+        """Put back what is left of a batch: it will be claimed again."""
+
+    def flush(self) -> None:
+        """Wait until everything asked so far is on disk, and what has expired is gone.
+
+        Raises:
+            SpoolError: when the disk refuses.
+        """
+
+    def counts(self) -> SpoolCounts:
+        """Where the spool stands; cheap."""
+
+    def on_append(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, on the spool's thread, after each commit that brought new rows."""
+
+
+class Uplink(Protocol):
+    """The way to the hub. Loses nothing by itself: what it sends stays in the spool until acknowledged."""
+
+    def start(self) -> None:
+        """Begin connecting and sending; does not wait and does not fail because the hub is away."""
+
+    def stop(self, drain_s: float) -> None:
+        """Send what waits for at most `drain_s`, say goodbye, end."""
+
+    def announce(self) -> None:
+        """Publish the retained status again: a model was swapped."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker is there."""

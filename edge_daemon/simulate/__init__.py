@@ -1,0 +1,1 @@
+"""A virtual fleet around the real device, a real broker and the real hub."""

@@ -1,0 +1,210 @@
+"""`edge-daemon --simulate`: arguments, a live table, the report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from edge_cascade.durable import write_durably
+from edge_cascade.shipped import shipped_models
+from edge_daemon.errors import EXIT_OK
+from edge_daemon.simulate.brokers import SimulationError, available_broker
+
+if TYPE_CHECKING:
+    from edge_daemon.simulate.fleet import Progress
+    from edge_daemon.simulate.ledger import SimulationReport
+
+EXIT_LOST: Final = 30
+REFRESH_S: Final = 0.2
+
+
+def simulate(arguments: Sequence[str]) -> int:
+    """Run a simulation; not 0 if anything was lost.
+
+    Raises:
+        EdgeError: for what is missing or does not start.
+    """
+    options = _parser().parse_args(arguments)
+    missing = [name for name in ("sqlalchemy", "cryptography") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SimulationError("--simulate runs a hub: install edge-daemon[hub]")
+    from edge_daemon.simulate.fleet import Fleet, Scenario
+
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s %(message)s")
+    kind = available_broker()
+    console = Console(stderr=True)
+    console.print(
+        f"{options.model}: {options.devices} boards, {options.samples} samples each at {options.rate:g}/s; "
+        f"broker: {'mosquitto' if kind == 'mosquitto' else 'embedded (mosquitto is not installed)'}"
+    )
+    scenario = Scenario(
+        options.model,
+        options.devices,
+        options.samples,
+        options.rate,
+        options.seed,
+        options.drift,
+        options.outage,
+    )
+    with tempfile.TemporaryDirectory(prefix="edge-daemon-") as directory:
+        fleet = Fleet(scenario, kind, Path(directory))
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            report = fleet.run(_Watcher(live))
+    _print_report(Console(), report)
+    if options.json is not None:
+        content = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+        try:
+            write_durably(options.json, content)
+        except OSError as error:
+            raise SimulationError(f"--json {options.json}: {error.strerror}") from error
+    return EXIT_LOST if report.lost or report.duplicates else EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-daemon --simulate",
+        description="A virtual fleet around the real device, a real broker and the real hub.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--devices", type=_whole, default=4, metavar="N", help="boards")
+    parser.add_argument("--samples", type=_whole, default=500, metavar="N", help="samples of each board")
+    parser.add_argument(
+        "--rate", type=_rate, default=50.0, metavar="HZ", help="samples a second of each board"
+    )
+    parser.add_argument("--model", default="vibration", metavar="NAME", help=", ".join(shipped_models()))
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="of sensors and audit coins")
+    parser.add_argument(
+        "--drift", type=_share, default=0.0, metavar="X", help="0..1: how far the world has moved"
+    )
+    parser.add_argument(
+        "--outage",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="take the hub's broker away for so long",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
+    return parser
+
+
+class _Watcher:
+    """Draws the live table, a few times a second at most."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._drawn_s = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now_s = time.monotonic()
+        if now_s - self._drawn_s < REFRESH_S:
+            return
+        self._drawn_s = now_s
+        table = Table(box=None, pad_edge=False)
+        for heading in ("sent", "answered", "to the hub", "verdicts", "in the spools", "hub's broker"):
+            table.add_column(heading, justify="right")
+        table.add_row(
+            f"{progress.sent}/{progress.total}",
+            str(progress.answered),
+            str(progress.awaited_verdicts),
+            str(progress.verdicts),
+            str(progress.spooled),
+            "[red]away[/]" if progress.hub_away else "up",
+        )
+        self._live.update(table, refresh=True)
+
+
+def _print_report(console: Console, report: SimulationReport) -> None:
+    total = max(report.samples, 1)
+    saved = 1.0 - report.bytes_up / max(report.bytes_cloud_only, 1)
+    cost_points = (report.accuracy.cloud - report.accuracy.cascade) * 100
+    by_exit = ", ".join(
+        f"exit {name}: {count / total:.1%}" for name, count in report.answered_by_exit.items()
+    )
+    by_precision = ", ".join(
+        f"{name}: {count / total:.1%}" for name, count in report.answered_by_precision.items()
+    )
+    table = Table(
+        title=f"{report.model}: {report.devices} boards, {report.samples} samples", title_justify="left"
+    )
+    table.add_column("")
+    table.add_column("", justify="left")
+    rows = [
+        ("answered by", f"{by_exit}  ({by_precision})"),
+        (
+            "sent to the hub",
+            f"{report.escalated} unsure ({report.escalated / total:.1%}), {report.audited} audits",
+        ),
+        ("verdicts back", f"{report.verdicts}"),
+        (
+            "accuracy",
+            (
+                f"board at once {report.accuracy.edge:.2%}, with verdicts {report.accuracy.cascade:.2%}, "
+                f"full model on everything {report.accuracy.cloud:.2%}"
+            ),
+        ),
+        (
+            "bytes up",
+            (
+                f"{report.bytes_up:,} instead of {report.bytes_cloud_only:,}: {saved:.1%} saved "
+                f"for {cost_points:+.2f} points of accuracy"
+            ),
+        ),
+        ("bytes down", f"{report.bytes_down:,}"),
+        ("answer latency", f"p50 {report.latency_us.p50:,.0f} us, p99 {report.latency_us.p99:,.0f} us"),
+        (
+            "verdict latency",
+            f"p50 {report.verdict_latency_ms.p50:,.0f} ms, p99 {report.verdict_latency_ms.p99:,.0f} ms",
+        ),
+        (
+            "lost",
+            (
+                f"{report.lost}  (duplicates {report.duplicates}, shed {report.shed}, "
+                f"dropped {report.dropped}, redelivered {report.redelivered})"
+            ),
+        ),
+        ("broker", report.broker),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _whole(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if not 1 <= value <= 10_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return value
+
+
+def _rate(text: str) -> float:
+    return _between(text, 0.001, 1e6, "a rate above 0")
+
+
+def _share(text: str) -> float:
+    return _between(text, 0.0, 1.0, "a number from 0 to 1")
+
+
+def _seconds(text: str) -> float:
+    return _between(text, 0.0, 86400.0, "a number of seconds from 0 on")
+
+
+def _between(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    # Written so that NaN fails as well.
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value

@@ -1,0 +1,169 @@
+"""The real hub as a child process with its real broker, accounts and tokens; nothing of it runs in here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from edge_cascade.mqtt import Broker
+from edge_daemon.simulate.brokers import (
+    BrokerKind,
+    ChildProcess,
+    SimulationError,
+    embedded,
+    free_port,
+    mosquitto,
+)
+
+PAGE: Final = 500
+
+
+class SimulatedHub:
+    """`cloud-hub run` and the broker that it shares with the fleet, set up by the hub's own commands."""
+
+    def __init__(self, kind: BrokerKind, directory: Path, model: str) -> None:
+        directory.mkdir(parents=True)
+        self._kind = kind
+        self._directory = directory
+        self._http_port = free_port()
+        self._broker_port = free_port()
+        self._config = directory / "hub.toml"
+        self._secrets = directory / "secrets"
+        broker: dict[str, object] = {"port": self._broker_port}
+        if kind == "embedded":
+            broker |= {
+                "username": "fleet",
+                "password_file": str(self._password_of("fleet")),
+                "protocol": "3.1.1",
+            }
+        else:
+            broker |= {"username": "hub", "password_file": str(self._password_of("hub"))}
+        self._config.write_text(_toml(directory / "state", self._http_port, broker, model), encoding="utf-8")
+        self._hub = ChildProcess(
+            "cloud-hub",
+            [sys.executable, "-m", "cloud_hub", "run", "--config", str(self._config)],
+            directory / "hub.log",
+        )
+        self._broker: ChildProcess | None = None
+        self._token = ""
+
+    def _password_of(self, account: str) -> Path:
+        if self._kind == "mosquitto" and account == "hub":
+            return self._directory / "broker" / "hub.password"
+        return self._secrets / f"{account}.password"
+
+    def start(self, devices: list[str]) -> None:
+        """Make accounts, start broker and hub, wait for both.
+
+        Raises:
+            SimulationError: with the last words of what did not start.
+        """
+        self._secrets.mkdir(mode=0o700)
+        if self._kind == "mosquitto":
+            for device in devices:
+                self._command("device", "add", device, "--out", str(self._secrets))
+            directory = str(self._directory / "broker")
+            self._command("broker", "config", "--out", directory, "--port", str(self._broker_port))
+            self._broker = mosquitto(
+                self._directory / "broker/mosquitto.conf", self._directory / "broker.log"
+            )
+        else:
+            import secrets
+
+            password = secrets.token_urlsafe(24)
+            self._password_of("fleet").write_text(password, encoding="utf-8")
+            self._broker = embedded(self._broker_port, "fleet", password, self._directory / "broker.log")
+        self._token = self._command("token", "create", "simulation").strip()
+        self.start_broker()
+        self._hub.start()
+        self._hub.wait_until_listening(self._http_port)
+
+    def start_broker(self) -> None:
+        """Start the broker, at first or after an outage."""
+        assert self._broker is not None
+        self._broker.start()
+        self._broker.wait_until_listening(self._broker_port)
+
+    def stop_broker(self) -> None:
+        """The outage: nobody reaches anybody."""
+        assert self._broker is not None
+        self._broker.stop()
+
+    def stop(self) -> None:
+        """End both."""
+        self._hub.stop()
+        if self._broker is not None:
+            self._broker.stop()
+
+    def address_for(self, device: str) -> Broker:
+        """Where a device connects, and as whom."""
+        account = device if self._kind == "mosquitto" else "fleet"
+        return Broker(
+            port=self._broker_port,
+            username=account,
+            password_file=str(self._password_of(account)),
+            protocol="5" if self._kind == "mosquitto" else "3.1.1",
+        )
+
+    def case_ids(self) -> list[str]:
+        """The id of every case that the hub holds, through its REST interface."""
+        ids = []
+        for page in self._pages("/v1/cases", "cases"):
+            ids += [f"{case['boot']}-{case['seq']}" for case in page]
+        return ids
+
+    def stats(self) -> dict[str, Any]:
+        """What `/v1/stats` says."""
+        return self._get("/v1/stats")
+
+    def _pages(self, path: str, key: str) -> Iterator[list[dict[str, Any]]]:
+        cursor = ""
+        while True:
+            answer = self._get(f"{path}?limit={PAGE}{cursor}")
+            yield answer[key]
+            if not answer["next"]:
+                return
+            cursor = f"&cursor={answer['next']}"
+
+    def _get(self, path: str) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._http_port}{path}", headers={"Authorization": f"Bearer {self._token}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                answer: dict[str, Any] = json.load(response)
+                return answer
+        except (urllib.error.URLError, ValueError) as error:
+            raise SimulationError(
+                f"the hub does not answer {path}: {error}; {self._hub.last_words()}"
+            ) from error
+
+    def _command(self, *arguments: str) -> str:
+        from cloud_hub.__main__ import main
+
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([*arguments, "--config", str(self._config)])
+        if code != 0:
+            raise SimulationError(f"cloud-hub {' '.join(arguments)}: {err.getvalue().strip()}")
+        return out.getvalue()
+
+
+def _toml(state_dir: Path, http_port: int, broker: dict[str, object], model: str) -> str:
+    lines = [
+        "[hub]",
+        f"state_dir = {json.dumps(str(state_dir))}",
+        "[http]",
+        f"port = {http_port}",
+        "[broker]",
+    ]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in broker.items()]
+    lines += ["[[models]]", f"bundle = {json.dumps(model)}", "[log]", 'level = "warning"', ""]
+    return "\n".join(lines)
