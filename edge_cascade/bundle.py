@@ -50,7 +50,8 @@ STAGE_HEAD: Final = "head"
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
 MAX_FILE_BYTES: Final = 256 * 2**20
 MAX_LABELS: Final = 4096
-MAX_INPUT_ELEMENTS: Final = 2**24
+# As float32 these are the 16 MiB that the hub decodes at most.
+MAX_INPUT_ELEMENTS: Final = 2**22
 
 ManifestT = TypeVar("ManifestT", bound=msgspec.Struct)
 
@@ -83,8 +84,8 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an input travels: `float32` as it is, or `int8` as round(x / scale) with saturation.
 
-    `scale` None: chosen per tensor so that its largest magnitude becomes 127. Always deflated where that
-    makes it smaller. Calibration sees inputs only after they have passed through this.
+    `scale` None: chosen per tensor so that its largest magnitude becomes 127. Calibration sees inputs only
+    after they have passed through this.
     """
 
     encoding: Literal["float32", "int8"]
@@ -319,8 +320,12 @@ def _check_graph(graph: GraphManifest) -> None:
     _check_preprocess(graph, where)
     if graph.wire.scale is not None and not 0 < graph.wire.scale < float("inf"):
         raise BundleError(f"{where}: wire scale {graph.wire.scale} is not a positive number")
-    if graph.window is not None and not 1 <= graph.window.hop <= graph.window.length <= MAX_INPUT_ELEMENTS:
+    if graph.window is not None and not 1 <= graph.window.hop <= graph.window.length:
         raise BundleError(f"{where}: a window needs 1 <= hop <= length, got {graph.window}")
+    if graph.window is not None and graph.window.length != graph.input_shape[-1]:
+        raise BundleError(
+            f"{where}: a window of {graph.window.length} values, the input {graph.input_shape} ends in another axis"
+        )
     expected: tuple[int, ...] | None = graph.input_shape
     for index, stage in enumerate(graph.stages):
         if stage.input_shape != expected:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from edge_cascade.errors import CascadeError
+from edge_cascade.logs import start_logging
 from edge_cascade.mqtt import BrokerConfigError
 from edge_daemon import __version__
 from edge_daemon.config import Config, load_config, warnings_about
@@ -57,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     config = _load(options.config)
-    logging.basicConfig(
-        level=config.log.level.upper(), format="%(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    start_logging(config.log.level)
     # Not at the top: the runtime takes a while to load and a wrong configuration should not wait for it.
     from edge_daemon.daemon import Daemon
     from edge_daemon.service import serve

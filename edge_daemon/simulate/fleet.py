@@ -236,7 +236,7 @@ class Fleet:
             hub_case_ids=self._hub.case_ids(),
             shed=self._shed(),
             dropped=sum(count for daemon in self._daemons for count, _ in daemon.metrics.drops().values()),
-            redelivered=sum(each["acks_duplicate"] for each in counters),
+            redelivered=sum(each["duplicates"] for each in counters),
         )
         setting = Setting(self._scenario.model, self._scenario.devices, self._kind, seconds)
         return make_report(self._ledger, setting, traffic, keeping, self._cloud_labels())

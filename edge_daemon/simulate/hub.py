@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -70,7 +71,11 @@ class SimulatedHub:
             for device in devices:
                 self._command("device", "add", device, "--out", str(self._secrets))
             directory = str(self._directory / "broker")
-            self._command("broker", "config", "--out", directory, "--port", str(self._broker_port))
+            # Started by root, mosquitto becomes a user that cannot read this directory.
+            stay_root = ("--user", "root") if os.geteuid() == 0 else ()
+            self._command(
+                "broker", "config", "--out", directory, "--port", str(self._broker_port), *stay_root
+            )
             self._broker = mosquitto(
                 self._directory / "broker/mosquitto.conf", self._directory / "broker.log"
             )

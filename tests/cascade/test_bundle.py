@@ -145,6 +145,7 @@ def test_weights_made_for_another_graph_are_refused(bundle_dir):
         ({"preprocess": {"mean": [0.0], "std": [0.0]}}, "std must be positive"),
         ({"wire": {"encoding": "int8", "scale": -1.0}}, "wire scale"),
         ({"window": {"length": 10, "hop": 11}}, "hop <= length"),
+        ({"window": {"length": 64, "hop": 64}}, "ends in another axis"),
         ({"surprise": 1}, "surprise"),
     ],
 )

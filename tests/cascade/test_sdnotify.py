@@ -36,9 +36,9 @@ def test_text_that_is_no_utf_8_is_sent_all_the_same(supervisor):
 
 
 def test_a_supervisor_that_does_not_read_is_given_up_on(supervisor):
-    sent = [notify("WATCHDOG=1") for _ in range(2000)]
-    assert sent[0]
-    assert not sent[-1]
+    assert notify("WATCHDOG=1")
+    # The kernel's queue holds a few hundred; the first that does not fit is dropped.
+    assert not all(notify("WATCHDOG=1") for _ in range(100_000))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,17 @@
+"""How both daemons log: one line per event, key=value, UTC, on stderr, where systemd's journal takes it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+
+def start_logging(level: str) -> None:
+    """Set the root logger up, once per process."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter("time=%(asctime)s level=%(levelname)s at=%(name)s %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
