@@ -312,20 +312,16 @@ def _check_graph(graph: GraphManifest) -> None:
         raise BundleError(f"model name {graph.model!r} is not 1 to 64 letters, digits, '-' or '_'")
     if not 2 <= len(graph.labels) <= MAX_LABELS or len(set(graph.labels)) != len(graph.labels):
         raise BundleError(f"{where}: needs 2 to {MAX_LABELS} different labels, has {len(graph.labels)}")
-    if not graph.stages:
-        raise BundleError(f"{where}: no stages")
     if not _SHA256.fullmatch(graph.full_model_sha256):
         raise BundleError(f"{where}: full_model_sha256 is no SHA-256")
     _check_shape(graph.input_shape, where=f"{where}: input_shape")
-    _check_preprocess(graph, where)
-    if graph.wire.scale is not None and not 0 < graph.wire.scale < float("inf"):
-        raise BundleError(f"{where}: wire scale {graph.wire.scale} is not a positive number")
-    if graph.window is not None and not 1 <= graph.window.hop <= graph.window.length:
-        raise BundleError(f"{where}: a window needs 1 <= hop <= length, got {graph.window}")
-    if graph.window is not None and graph.window.length != graph.input_shape[-1]:
-        raise BundleError(
-            f"{where}: a window of {graph.window.length} values, the input {graph.input_shape} ends in another axis"
-        )
+    _check_input(graph, where)
+    _check_stages(graph, where)
+
+
+def _check_stages(graph: GraphManifest, where: str) -> None:
+    if not graph.stages:
+        raise BundleError(f"{where}: no stages")
     expected: tuple[int, ...] | None = graph.input_shape
     for index, stage in enumerate(graph.stages):
         if stage.input_shape != expected:
@@ -350,7 +346,7 @@ def _check_shape(shape: tuple[int, ...], *, where: str) -> None:
         raise BundleError(f"{where} {shape}: 1 to 4 axes and at most {MAX_INPUT_ELEMENTS} values")
 
 
-def _check_preprocess(graph: GraphManifest, where: str) -> None:
+def _check_input(graph: GraphManifest, where: str) -> None:
     for name, values in (("mean", graph.preprocess.mean), ("std", graph.preprocess.std)):
         if len(values) not in {1, graph.input_shape[0]}:
             raise BundleError(f"{where}: preprocess.{name} has {len(values)} values for {graph.input_shape}")
@@ -358,6 +354,16 @@ def _check_preprocess(graph: GraphManifest, where: str) -> None:
         raise BundleError(f"{where}: preprocess.mean is not finite")
     if not all(0 < value < float("inf") for value in graph.preprocess.std):
         raise BundleError(f"{where}: preprocess.std must be positive")
+    if graph.wire.scale is not None and not 0 < graph.wire.scale < float("inf"):
+        raise BundleError(f"{where}: wire scale {graph.wire.scale} is not a positive number")
+    if graph.window is None:
+        return
+    if not 1 <= graph.window.hop <= graph.window.length:
+        raise BundleError(f"{where}: a window needs 1 <= hop <= length, got {graph.window}")
+    if graph.window.length != graph.input_shape[-1]:
+        raise BundleError(
+            f"{where}: a window of {graph.window.length} values for the input {graph.input_shape}"
+        )
 
 
 def _check_weights(weights: WeightsManifest, graph: GraphManifest, graph_sha256: str) -> None:
@@ -372,19 +378,23 @@ def _check_weights(weights: WeightsManifest, graph: GraphManifest, graph_sha256:
     if not names or len(set(names)) != len(names) or weights.default_plan not in names:
         raise BundleError(f"{where}: plans {names} with default {weights.default_plan!r}")
     for plan in weights.plans:
-        check_plan(plan, stages=len(graph.stages))
-        for rung in plan.rungs:
-            if rung.precision not in graph.stages[rung.stage].files:
-                raise BundleError(f"{where}: plan {plan.name!r} needs stage {rung.stage} in {rung.precision}")
-        for point in plan.points[:-1]:
-            if max(point.max_score) > graph.bounds.max_accept_score:
-                raise BundleError(f"{where}: plan {plan.name!r} accepts scores above the graph's bound")
+        _check_plan_of(graph, plan, where)
     for certificate in weights.certificates:
         if certificate.plan not in names:
             raise BundleError(f"{where}: a certificate for the unknown plan {certificate.plan!r}")
     for precision, tolerance in weights.tolerance.items():
         if not 0 <= tolerance <= 1:
             raise BundleError(f"{where}: tolerance {tolerance} of {precision} outside 0..1")
+
+
+def _check_plan_of(graph: GraphManifest, plan: Plan, where: str) -> None:
+    check_plan(plan, stages=len(graph.stages))
+    for rung in plan.rungs:
+        if rung.precision not in graph.stages[rung.stage].files:
+            raise BundleError(f"{where}: plan {plan.name!r} needs stage {rung.stage} in {rung.precision}")
+    for point in plan.points[:-1]:
+        if max(point.max_score) > graph.bounds.max_accept_score:
+            raise BundleError(f"{where}: plan {plan.name!r} accepts scores above the graph's bound")
 
 
 def _load_tensors(files: Mapping[str, bytes], name: str) -> dict[str, NDArray[np.generic]]:

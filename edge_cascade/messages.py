@@ -10,6 +10,7 @@ An item that passes through the device's spool (case, update, report) is known b
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
@@ -326,6 +327,6 @@ def unpack_probabilities(data: bytes) -> tuple[float, ...]:
 
 
 def _to_unit(value: float, if_nan: int) -> int:
-    if value != value:
+    if math.isnan(value):
         return if_nan
     return min(max(round(value * _UNIT), 0), _UNIT)

@@ -1,7 +1,7 @@
 """Ladders, plans, operating points and certificates as values. No I/O; nothing here decides (see `gate`).
 
 A plan is climbed rung by rung. Each rung runs one stage at one precision on the sample itself or on the
-features of an earlier rung, so "int8 first, the last stage again in fp32" is four numbers, not a special case.
+features of an earlier rung, so "int8 first, the last stage again in fp32" is one more rung, no special case.
 """
 
 from __future__ import annotations

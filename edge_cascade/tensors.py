@@ -70,28 +70,19 @@ def decode_tensor(data: bytes, *, max_bytes: int = MAX_TENSOR_BYTES) -> NDArray[
         raise ProtocolError(f"unknown tensor encoding {encoding}")
     if not 1 <= axes <= MAX_AXES:
         raise ProtocolError(f"tensor of {axes} axes, expected 1 to {MAX_AXES}")
-    shape: list[int] = []
-    offset = 2
-    for _ in range(axes):
-        size, offset = _read_varint(data, offset)
-        shape.append(size)
+    shape, offset = _read_shape(data, axes)
     elements = math.prod(shape)
     if elements * 4 > max_bytes:
-        raise TooLargeError(f"tensor {tuple(shape)} takes {elements * 4} bytes, at most {max_bytes} are read")
+        raise TooLargeError(f"tensor {shape} takes {elements * 4} bytes, at most {max_bytes} are read")
     scale = np.float32(1.0)
     if encoding == _INT8:
-        if len(data) < offset + _SCALE.size:
-            raise ProtocolError("tensor ends before its scale")
-        scale = np.float32(_SCALE.unpack_from(data, offset)[0])
-        offset += _SCALE.size
-        if not 0 < scale < np.inf:
-            raise ProtocolError(f"tensor scale {scale} is not a positive number")
+        scale, offset = _read_scale(data, offset)
     expected = elements * _ITEM_BYTES[encoding]
     payload = data[offset:]
     if data[0] & _DEFLATED:
         payload = inflate_bytes(payload, expected)
     if len(payload) != expected:
-        raise ProtocolError(f"tensor {tuple(shape)} needs {expected} bytes, has {len(payload)}")
+        raise ProtocolError(f"tensor {shape} needs {expected} bytes, has {len(payload)}")
     if encoding == _INT8:
         # An overflow becomes an infinity, which is refused below by name.
         with np.errstate(over="ignore"):
@@ -99,7 +90,7 @@ def decode_tensor(data: bytes, *, max_bytes: int = MAX_TENSOR_BYTES) -> NDArray[
     else:
         values = np.frombuffer(payload, dtype="<f4").astype(np.float32)
     if not np.isfinite(values).all():
-        raise ProtocolError(f"tensor {tuple(shape)} holds NaN or infinity")
+        raise ProtocolError(f"tensor {shape} holds NaN or infinity")
     return values.reshape(shape)
 
 
@@ -131,6 +122,24 @@ def inflate_bytes(data: bytes, expected_bytes: int) -> bytes:
     if len(inflated) < expected_bytes or not inflater.eof or inflater.unused_data:
         raise ProtocolError(f"inflates to {len(inflated)} bytes, {expected_bytes} were announced")
     return inflated
+
+
+def _read_shape(data: bytes, axes: int) -> tuple[tuple[int, ...], int]:
+    shape: list[int] = []
+    offset = 2
+    for _ in range(axes):
+        size, offset = _read_varint(data, offset)
+        shape.append(size)
+    return tuple(shape), offset
+
+
+def _read_scale(data: bytes, offset: int) -> tuple[np.float32, int]:
+    if len(data) < offset + _SCALE.size:
+        raise ProtocolError("tensor ends before its scale")
+    scale = np.float32(_SCALE.unpack_from(data, offset)[0])
+    if not 0 < scale < np.inf:
+        raise ProtocolError(f"tensor scale {scale} is not a positive number")
+    return scale, offset + _SCALE.size
 
 
 def _scale_of(x: NDArray[np.float32]) -> float:

@@ -46,7 +46,7 @@ def check_device_id(device: str) -> str:
     """
     if not _DEVICE.fullmatch(device):
         raise ProtocolError(
-            f"device id {device!r} is not 1 to 64 letters, digits, '.', '_' or '-' with a letter or digit first"
+            f"device id {device!r} is not 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
         )
     return device
 
