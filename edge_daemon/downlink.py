@@ -27,6 +27,7 @@ from edge_cascade.messages import (
     VerdictBatch,
 )
 from edge_cascade.topics import Down
+from edge_daemon.errors import EdgeError
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +121,13 @@ class Downlink:
             return True
         try:
             self._on_verdict(batch.model, batch.full_model, verdict)
-        except Exception:
+        except Exception as error:
             # Not receipted: the hub sends it again.
             self.counts.verdicts_not_passed_on += 1
-            log.exception("verdict not passed on model=%s seq=%d", batch.model, verdict.seq)
+            if isinstance(error, EdgeError):
+                log.debug("verdict not passed on seq=%d: %s", verdict.seq, error)
+            else:
+                log.exception("verdict not passed on model=%s seq=%d", batch.model, verdict.seq)
             return False
         self.counts.verdicts += 1
         self._passed_on[name] = verdict.revision

@@ -2,12 +2,17 @@
 
 WAL with `synchronous=FULL`: a commit that has returned survives a power cut. The file is locked for this one
 process. SQLite keeps no checksum of its pages, so each body has a CRC of its own.
+
+Even a deletion needs room. Beside the file lies a reserve of the size to which the log grows before it is
+written back; on a full disk it is given up, the log is written back into its space, and the log's own space
+then takes the deletions, which make room for the next rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -31,6 +36,7 @@ from edge_daemon.errors import SpoolInUseError, SpoolVersionError
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
+RESERVE_BYTES: Final = 2**20
 KEPT_CORRUPT_FILES: Final = 3
 """More damaged files than these are not kept: they would fill the disk that damaged them."""
 
@@ -72,8 +78,9 @@ class Candidate:
 class SpoolFile:
     """One open file. Methods raise `sqlite3.Error` as it comes; `is_damage` and `is_full` tell them apart."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
+        self._reserve = path.with_name(f"{path.name}-reserve")
         self._key_nos: dict[BatchKey, int] = {}
         self._keys: dict[int, BatchKey] = {}
 
@@ -102,7 +109,7 @@ class SpoolFile:
             connection.close()
             raise
         sync_directory(path.parent)
-        return cls(connection)
+        return cls(connection, path)
 
     def close(self) -> None:
         """Give the file up; what was committed stays."""
@@ -123,8 +130,20 @@ class SpoolFile:
                     self._connection.execute("ROLLBACK")
             raise
 
-    def restart_wal(self) -> None:
-        """Write the log back, so that its space on a full disk is used again by the next commits."""
+    def keep_reserve(self) -> None:
+        """Have the reserve, if there is room for it."""
+        try:
+            if not self._reserve.exists():
+                with self._reserve.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+        except OSError as error:
+            log.debug("no room for the spool's reserve: %s", error)
+            with contextlib.suppress(OSError):
+                self._reserve.unlink()
+
+    def use_reserve(self) -> None:
+        """The disk is full: write the log back, so that its space serves the next commits."""
+        self._reserve.unlink(missing_ok=True)
         self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
     # --- writing, inside a transaction ---------------------------------------------------------------------
@@ -322,6 +341,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {RESERVE_BYTES // 4096}")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise SpoolVersionError(

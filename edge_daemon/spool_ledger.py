@@ -70,6 +70,7 @@ class SpoolLedger:
         self._problem: str | None = None
         self._reopen_at_s = 0.0
         self._clock_written_s = 0.0
+        self._reserve_checked_s = 0.0
         self._running_base_ms = 0
         self._running_since_s: float | None = None
         self._last_id = 0
@@ -136,6 +137,9 @@ class SpoolLedger:
             commits=self.counts.commits + 1,
         )
         self._problem = None
+        if time.monotonic() >= self._reserve_checked_s + CLOCK_TICK_S:
+            self._reserve_checked_s = time.monotonic()
+            file.keep_reserve()
 
     def _remove_leaving(self, file: SpoolFile) -> tuple[list[Row], dict[DropReason, list[Row]]]:
         acknowledged: list[Row] = []
@@ -351,8 +355,8 @@ class SpoolLedger:
         self._problem = problem
         self.retry_at_s = time.monotonic() + RETRY_S
         if isinstance(error, sqlite3.Error) and is_full(error) and self._file is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._file.restart_wal()
+            with contextlib.suppress(sqlite3.Error, OSError):
+                self._file.use_reserve()
         elif isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError, OSError)):
             # After a failed fsync nobody knows what the kernel kept: only a fresh look at the file does.
             if self._file is not None:

@@ -7,6 +7,7 @@ little-endian), `npy` (NumPy's format, version 1 to 3; never pickle).
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -20,6 +21,7 @@ Decode = Callable[[bytes], Array]
 
 MAX_NPY_HEADER_BYTES: Final = 4096
 _NPY_MAGIC: Final = b"\x93NUMPY"
+_FLOAT32LE: Final = np.dtype("<f4")
 
 
 class SampleError(ValueError):
@@ -48,13 +50,11 @@ def check_finite(x: Array) -> Array:
     Raises:
         SampleError: with the place of the first value that is not.
     """
-    # A sum is the cheapest reduction that any NaN or infinity survives; it may overflow, so look again.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = x.sum()
-    if not np.isfinite(total):
-        bad = np.flatnonzero(~np.isfinite(x))
-        if bad.size:
-            raise SampleError(f"value {int(bad[0])} is {x.flat[bad[0]]}")
+    finite = np.isfinite(x)
+    # For a short array `finite.all()` costs twice as much, `errstate` around a sum four times.
+    if np.count_nonzero(finite) != x.size:
+        place = int(finite.argmin())
+        raise SampleError(f"value {place} is {x.flat[place]}")
     return x
 
 
@@ -66,7 +66,7 @@ def shape_sample(x: Array, shape: tuple[int, ...]) -> Array:
     """
     if x.shape == shape:
         return x
-    if x.size != np.prod(shape) or (x.ndim > 1 and _squeezed(x.shape) != _squeezed(shape)):
+    if x.size != math.prod(shape) or (x.ndim > 1 and _squeezed(x.shape) != _squeezed(shape)):
         raise SampleError(f"shape {x.shape} where the model takes {shape}")
     return x.reshape(shape)
 
@@ -78,7 +78,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _decode_float32(payload: bytes) -> Array:
     if len(payload) % 4 or not payload:
         raise SampleError(f"{len(payload)} bytes are no whole number of float32 values")
-    return check_finite(np.frombuffer(payload, dtype="<f4"))
+    return check_finite(np.frombuffer(payload, _FLOAT32LE))
 
 
 def _decode_json(payload: bytes, path: list[str]) -> Array:

@@ -1,0 +1,116 @@
+"""A hub that speaks the protocol and does as it is told. No store, no model."""
+
+from __future__ import annotations
+
+import threading
+
+from edge_cascade.codec import Reassembler, decode, encode, frame_digest, split_frame
+from edge_cascade.messages import (
+    Acks,
+    CaseBatch,
+    Chunk,
+    ClientUpdate,
+    Receipts,
+    Refusal,
+    Rejection,
+    Report,
+    Status,
+)
+from edge_cascade.mqtt import Broker, MqttSession
+from edge_cascade.topics import UP, down_topic, fleet_filter, parse_topic
+from tests.device.spooling_cases import wait_until
+
+
+class FakeHub:
+    """Remembers what it got. `answer` is called for every frame of cases, updates and reports."""
+
+    def __init__(self, port, device="dev-1", prefix="edge"):
+        self.device, self.prefix = device, prefix
+        self.stored: dict[tuple[bytes, int], object] = {}
+        self.deliveries: list[tuple[bytes, int]] = []
+        self.batches: list[tuple[int, ...]] = []
+        self.statuses: list[Status] = []
+        self.receipts: list[tuple[int, int]] = []
+        self.payload_sizes: list[int] = []
+        self.lock = threading.Lock()
+        self.answer = self.acknowledge
+        self._reassembler = Reassembler()
+        self._session = MqttSession(
+            Broker(port=port),
+            "hub",
+            subscriptions=[fleet_filter(prefix, channel) for channel in UP],
+            on_message=self._receive,
+        )
+
+    def __enter__(self):
+        self._session.start()
+        wait_until(lambda: self._session.is_up, what="the hub is connected")
+        return self
+
+    def __exit__(self, *_):
+        self._session.stop()
+
+    def send(self, channel, message, max_payload_bytes=100_000):
+        for payload in split_frame(encode(message), max_payload_bytes):
+            self.send_raw(channel, payload)
+
+    def send_raw(self, channel, payload):
+        assert self._session.publish(down_topic(self.prefix, self.device, channel), payload) is not None
+
+    # --- answers ---
+
+    def acknowledge(self, frame, names):
+        new = [seq for boot, seq in names if (boot, seq) not in self.stored]
+        old = [seq for boot, seq in names if (boot, seq) in self.stored]
+        self.send("acks", Acks(names[0][0], new, old))
+        return names
+
+    def stay_silent(self, frame, names):
+        return names
+
+    def forget(self, frame, names):
+        return []
+
+    def reject(self, frame, names):
+        self.send("acks", Acks(names[0][0], [], [], [Rejection(seq, "not today") for _, seq in names]))
+        return []
+
+    def refuse(self, frame, names):
+        self.send("acks", Acks(names[0][0], refused=[Refusal(frame_digest(frame), "cannot read this")]))
+        return []
+
+    # --- what comes ---
+
+    def _receive(self, incoming):
+        with self.lock:
+            self._read(parse_topic(self.prefix, incoming.topic).channel, incoming.payload)
+
+    def _read(self, channel, payload):
+        if not payload:
+            return
+        self.payload_sizes.append(len(payload))
+        message, frame = decode(payload), payload
+        if isinstance(message, Chunk):
+            frame = self._reassembler.add(message)
+            if frame is None:
+                return
+            message = decode(frame)
+        match channel, message:
+            case "status", Status():
+                self.statuses.append(message)
+            case "telemetry", Receipts():
+                self.receipts += [(receipt.seq, receipt.revision) for receipt in message.receipts]
+            case "cases", CaseBatch():
+                self.batches.append(tuple(case.seq for case in message.cases))
+                self._store(frame, {(message.boot, case.seq): case for case in message.cases})
+            case "update", ClientUpdate():
+                self._store(frame, {(message.boot, message.seq): message})
+            case "telemetry", Report():
+                self._store(frame, {(message.boot, message.seq): message})
+            case _:
+                raise AssertionError(f"{type(message).__name__} on {channel}")
+
+    def _store(self, frame, items):
+        self.deliveries += items
+        for name in self.answer(frame, list(items)):
+            self.stored.setdefault(name, items[name])
