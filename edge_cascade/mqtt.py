@@ -41,6 +41,8 @@ LONGEST_RETRY_S: Final = 60.0
 MAX_IN_FLIGHT: Final = 100
 # Fixed header, topic length, packet id and properties around a payload (MQTT 5, section 3.3).
 PACKET_OVERHEAD_BYTES: Final = 64
+# MQTT 5, section 3.4.2.1: a success, but nobody has subscribed.
+NO_MATCHING_SUBSCRIBERS: Final = 0x10
 PROTOCOLS: Final[dict[str, Literal[4, 5]]] = {"5": 5, "3.1.1": 4}
 
 
@@ -90,6 +92,9 @@ class Incoming:
 
 
 OnMessage = Callable[[Incoming], None]
+OnPublished = Callable[[int, str | None], None]
+"""A packet id and, where the broker has the message for nobody, why (MQTT 5 only: "No matching subscribers",
+"Not authorized", ...); None where somebody gets it, or the protocol cannot say."""
 
 
 class MqttSession:
@@ -110,7 +115,7 @@ class MqttSession:
         on_message: OnMessage | None = None,
         on_up: Callable[[], None] | None = None,
         on_down: Callable[[], None] | None = None,
-        on_published: Callable[[int], None] | None = None,
+        on_published: OnPublished | None = None,
         will: Will | None = None,
         expiry_s: int = 0,
         manual_ack: bool = False,
@@ -313,9 +318,12 @@ class MqttSession:
                 Incoming(message.topic, bytes(message.payload), message.qos, message.retain, message.mid)
             )
 
-    def _published(self, _: paho.Client, __: Any, packet_id: int, *___: Any) -> None:
+    def _published(
+        self, _: paho.Client, __: Any, packet_id: int, reason: ReasonCode, ___: Properties | None
+    ) -> None:
         if self._on_published is not None:
-            self._on_published(packet_id)
+            is_for_nobody = reason.is_failure or reason.value == NO_MATCHING_SUBSCRIBERS
+            self._on_published(packet_id, str(reason) if is_for_nobody else None)
 
     def _note_problem(self, problem: str) -> None:
         # The first of a kind warns, its repetitions are for those who look closely.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 from typing import Final
 
+from edge_cascade.durable import write_durably
 from edge_cascade.messages import BOOT_BYTES, Case, Report, RunningModel, Verdict
 from edge_daemon import __version__
 from edge_daemon.clock import SystemClock
@@ -33,6 +35,7 @@ STUCK_S: Final = 10.0
 """A sample that takes longer is stuck: health fails and the watchdog is no longer fed."""
 
 SPOOL_FILE: Final = "spool.sqlite"
+CLIENT_SECRET_FILE: Final = "client-secret"  # noqa: S105 - a name
 
 
 class Daemon:
@@ -51,6 +54,7 @@ class Daemon:
         self.boot = os.urandom(BOOT_BYTES)
         numbering = Numbering(self.boot, count().__next__)
         self._next_seq = numbering.next_seq
+        client_id = f"{config.device.id}-{client_secret(Path(config.device.state_dir))}"
         self.metrics = Metrics()
         self._pipelines = open_pipelines(
             config.models,
@@ -62,7 +66,7 @@ class Daemon:
         self.queue = SampleQueue(config.inlet.queue_size, self._shed)
         self._inlet = MqttInlet(
             config.inlet.broker,
-            f"{config.device.id}-inlet",
+            f"{client_id}-inlet",
             open_sources(
                 config.inlet.sources, {name: pipeline.bundle for name, pipeline in self._pipelines.items()}
             ),
@@ -90,6 +94,7 @@ class Daemon:
                 self._spool,
                 self._pass_on,
                 self.running_models,
+                client_id=f"{client_id}-uplink",
                 clock=self._clock,
                 daemon_version=__version__,
             )
@@ -122,12 +127,12 @@ class Daemon:
 
         Messages that come meanwhile stay unacknowledged: the broker has them for the next start.
         """
-        drain_s = self._config.device.drain_s
+        deadline_s = self._clock.monotonic_s() + self._config.device.drain_s
         self._inlet.pause()
-        if not self._inference.stop(drain_s):
+        if not self._inference.stop(self._config.device.drain_s):
             log.warning("stopped with unanswered samples left=%d", len(self.queue))
         if self.uplink is not None:
-            self.uplink.stop(drain_s)
+            self.uplink.stop(max(deadline_s - self._clock.monotonic_s(), 0.0))
         if self._spool is not None:
             # Commits what is open; the acknowledgements that this frees still go out below.
             self._spool.close()
@@ -233,3 +238,26 @@ class Daemon:
         metrics.watch(
             "results_unpublished", "Answers that no broker took.", lambda: self._results.unpublished
         )
+
+
+def client_secret(state_dir: Path) -> str:
+    """What makes this board's MQTT client ids unguessable, the same at every start.
+
+    Whoever knows a client id can disconnect its session; the broker's access rules go by the user name and
+    cannot prevent that. It must not change: under a new id the broker would keep what waits for the old one.
+    A board that cannot write it has another one at each start.
+    """
+    path = state_dir / CLIENT_SECRET_FILE
+    try:
+        known = path.read_text(encoding="ascii").strip()
+        if re.fullmatch(r"[0-9a-f]{16}", known):
+            return known
+    except (OSError, UnicodeDecodeError) as error:
+        log.debug("no client secret yet: %s", error)
+    fresh = os.urandom(8).hex()
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        write_durably(path, f"{fresh}\n".encode(), mode=0o600)
+    except OSError as error:
+        log.warning("client ids will change at the next start: %s: %s", path, error.strerror)
+    return fresh

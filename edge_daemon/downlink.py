@@ -70,6 +70,9 @@ class Downlink:
 
     def read(self, channel: Down, payload: bytes, *, now_s: float) -> Acks | Receipts | None:
         """Deal with one payload. Acknowledgements are for the caller; receipts are to be sent."""
+        if not payload:
+            # How MQTT clears a retained message; it takes back an offer or a wish, and asks for nothing.
+            return None
         try:
             message = self._decode(payload)
             if message is None:

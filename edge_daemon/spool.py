@@ -124,6 +124,8 @@ class SqliteSpool:
                 self._commands.put(_Append(item, future, time.monotonic()))
             else:
                 self._failed += 1
+                if self._is_open:
+                    self._commands.put(_Task(lambda: self._ledger.note_lost([item])))
         if refusal is not None:
             future.set_exception(refusal)
         return future
@@ -257,6 +259,7 @@ class SqliteSpool:
             for wake in self._wakes if group else ():
                 wake()
             return None
+        self._ledger.note_lost(append.item for append in group)
         if group and self._ledger.has_leaving:
             # Less needs less: on a full disk, what leaves makes the room that the next append needs.
             self._write([])

@@ -81,11 +81,12 @@ class SpoolLedger:
         self._id_of: dict[tuple[bytes, int], int] = {}
         self._deferred: dict[int, float] = {}
         self._leaving: dict[int, _Leaving] = {}
+        self._lost: dict[Priority, Dropped] = {}
 
     @property
     def has_leaving(self) -> bool:
-        """Whether rows wait for a transaction to be gone."""
-        return bool(self._leaving)
+        """Whether rows wait for a transaction to be gone, or losses to be written down."""
+        return bool(self._leaving or self._lost)
 
     def open(self) -> None:
         """Open, make or repair the file, unless it is open.
@@ -119,6 +120,7 @@ class SpoolLedger:
             self._drop_surplus(file, added, acknowledged, drops)
             for reason, rows in drops.items():
                 file.count_drops(reason, count_drops(rows))
+            file.count_drops(DropReason.DISK, self._lost)
             if self.counts.rows and time.monotonic() >= self._clock_written_s + CLOCK_TICK_S:
                 self._clock_written_s = time.monotonic()
                 file.set_running_ms(now_ms)
@@ -131,15 +133,22 @@ class SpoolLedger:
         self._publish(
             rows=self.counts.rows + len(added) - len(gone),
             size_bytes=self.counts.size_bytes + _total(added) - _total(gone),
-            drops=file.drops() if drops else self.counts.drops,
+            drops=file.drops() if drops or self._lost else self.counts.drops,
             appended=self.counts.appended + len(added),
             acknowledged=self.counts.acknowledged + len(acknowledged),
             commits=self.counts.commits + 1,
         )
+        self._lost.clear()
         self._problem = None
         if time.monotonic() >= self._reserve_checked_s + CLOCK_TICK_S:
             self._reserve_checked_s = time.monotonic()
             file.keep_reserve()
+
+    def note_lost(self, items: Iterable[SpoolItem]) -> None:
+        """Items that were not stored; the next transaction writes that they were."""
+        for item in items:
+            before = self._lost.get(item.priority, Dropped(0, 0))
+            self._lost[item.priority] = Dropped(before.count + 1, before.size_bytes + item.size_bytes)
 
     def _remove_leaving(self, file: SpoolFile) -> tuple[list[Row], dict[DropReason, list[Row]]]:
         acknowledged: list[Row] = []

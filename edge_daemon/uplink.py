@@ -104,6 +104,7 @@ class _Down:
 @dataclass(frozen=True, slots=True)
 class _Puback:
     packet_id: int
+    refusal: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class MqttUplink:
         on_verdict: OnVerdict,
         models: Callable[[], list[RunningModel]],
         *,
+        client_id: str,
         clock: Clock,
         daemon_version: str,
         on_desired: Callable[[DesiredState], None] | None = None,
@@ -173,12 +175,12 @@ class MqttUplink:
         self._status_topic = up_topic(config.prefix, device_id, "status")
         self._session = MqttSession(
             config.broker,
-            f"{device_id}-uplink",
+            client_id,
             subscriptions=[down_topic(config.prefix, device_id, channel) for channel in DOWN],
             on_message=self._inbox.put,
             on_up=lambda: self._inbox.put(_Up()),
             on_down=lambda: self._inbox.put(_Down()),
-            on_published=lambda packet_id: self._inbox.put(_Puback(packet_id)),
+            on_published=lambda packet_id, refusal: self._inbox.put(_Puback(packet_id, refusal)),
             will=Will(self._status_topic, encode(self._status(is_online=False))),
             forget_on_down=True,
         )
@@ -271,8 +273,8 @@ class MqttUplink:
             case _Down():
                 self._packets.clear()
                 self._feed(Disconnected())
-            case _Puback(packet_id):
-                self._published(packet_id)
+            case _Puback(packet_id, refusal):
+                self._published(packet_id, refusal)
             case _Wake():
                 self._feed(self._waiting())
             case _Announce():
@@ -382,20 +384,30 @@ class MqttUplink:
         counts = self._spool.counts()
         return Waiting(counts.waiting_rows, counts.waiting_bytes)
 
-    def _published(self, packet_id: int) -> None:
+    def _published(self, packet_id: int, refusal: str | None) -> None:
         if packet_id == self._goodbye_packet:
             self._goodbye.set()
         place = self._packets.pop(packet_id, None)
-        if place is not None:
+        if place is None:
+            return
+        if refusal is not None:
+            # The broker is there and the hub is not (or may not read us): no use in waiting for it.
+            log.debug("the broker has a frame for nobody: %s", refusal)
+            self._feed(NotSent(place[0]))
+        else:
             self._feed(Published(*place))
 
     def _receive(self, incoming: Incoming) -> None:
         try:
-            channel = parse_topic(self._prefix, incoming.topic).channel
+            topic = parse_topic(self._prefix, incoming.topic)
         except ProtocolError as error:
             log.debug("message on a foreign topic: %s", error)
             return
-        assert channel in DOWN
+        channel = topic.channel
+        if topic.device != self._device_id or channel not in DOWN:
+            # Some brokers hand out retained messages that nobody subscribed to.
+            log.debug("message of somebody else topic=%s", incoming.topic)
+            return
         answer = self._downlink.read(channel, incoming.payload, now_s=self._clock.monotonic_s())
         if isinstance(answer, Acks):
             self._acknowledged(answer)
@@ -407,7 +419,8 @@ class MqttUplink:
         self._counts.duplicates += len(acks.duplicate)
         self._counts.rejected += len(acks.rejected)
         self._counts.refused += len(acks.refused)
-        if acks.committed or acks.duplicate:
+        if acks.committed or acks.duplicate or not (acks.rejected or acks.refused):
+            # An empty one is the hub's greeting when it comes back: it ends the pause all the same.
             self._feed(Acked(acks.boot, (*acks.committed, *acks.duplicate)))
         if acks.rejected:
             for rejection in acks.rejected[:5]:

@@ -94,7 +94,7 @@ def test_torch_and_onnx_stay_in_the_builder_and_pickle_stays_out(path):
 
 @pytest.mark.parametrize("path", modules("edge_daemon"))
 def test_only_the_composition_roots_name_every_adapter(path):
-    roots = {"daemon.py", "__main__.py"}
+    roots = {"daemon.py", "service.py", "__main__.py"}
     if path.name in roots or path.is_relative_to(ROOT / "edge_daemon/simulate"):
         return
     names = imports_of(path)

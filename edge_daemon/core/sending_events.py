@@ -53,7 +53,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """The session did not take a part: it is full or just went down."""
+    """A part did not get to the hub's door: the session is full or down, or the broker has it for nobody."""
 
     token: int
 

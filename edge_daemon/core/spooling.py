@@ -57,6 +57,8 @@ class DropReason(enum.StrEnum):
     """The hub could not read it alone, many times over a long time."""
     DAMAGED = "damaged"
     """Its bytes on disk are no message any more."""
+    DISK = "disk"
+    """The disk did not take it when it came; counted on disk with the next commit that succeeds."""
     CORRUPT = "corrupt"
     """It was on a page of the file that could not be read; the bytes are not known."""
 

@@ -242,6 +242,8 @@ class SpoolContract:
         with pytest.raises(SpoolFullError, match="1064 bytes, the spool holds 1000"):
             spool.append(raw(1, size=1000)).result(10)
         assert (spool.counts().rows, spool.counts().spool_failed) == (0, 1)
+        spool.flush()
+        assert drops(spool) == {("disk", "ESCALATION"): 1}
 
     def test_a_closed_spool_refuses(self):
         spool = self.open_spool()
@@ -502,7 +504,8 @@ def test_on_a_full_disk_acknowledged_rows_are_not_offered_again_and_go(full_disk
     spool.acknowledge(BOOT, names(batch))
     assert spool.claim(*ALL) is None
     wait_until(lambda: spool.counts().rows == 0, what="the rows leave although the disk is full")
-    assert (spool.counts().acknowledged, drops(spool)) == (50 + len(accepted), {})
+    # The one that was refused has been counted, on the disk that refused it.
+    assert (spool.counts().acknowledged, drops(spool)) == (50 + len(accepted), {("disk", "ESCALATION"): 1})
     accept(spool, raw(4000, size=4000))
 
 

@@ -24,7 +24,7 @@ from edge_cascade.messages import (
     Verdict,
     VerdictBatch,
 )
-from edge_cascade.mqtt import Broker
+from edge_cascade.mqtt import Broker, Incoming
 from edge_daemon.clock import SystemClock
 from edge_daemon.config import HubConfig
 from edge_daemon.core import sending
@@ -67,6 +67,7 @@ class Device:
             self.spool,
             self.pass_on,
             lambda: [MODEL],
+            client_id="dev-1-secret-uplink",
             clock=SystemClock(),
             daemon_version="0.1.0",
             on_desired=self.desired.append,
@@ -459,3 +460,43 @@ def test_a_message_of_a_newer_hub_with_more_fields_is_understood():
     frame = encode(Acks(BOOT, [1]))
     longer = frame[:4] + msgspec.msgpack.encode([*msgspec.msgpack.decode(frame[4:]), "new", 5])
     assert Downlink(lambda *_: None, None, None).read("acks", longer, now_s=0.0) == Acks(BOOT, [1])
+
+
+def test_while_nobody_listens_rows_are_tried_again_without_waiting_for_the_acknowledgement(
+    stack, broker, start_device
+):
+    device = start_device(ack_timeout_s=600.0)
+    wait_until(lambda: device.uplink.is_up, what="the uplink is connected")
+    device.append(item(1))
+    wait_until(lambda: device.uplink.counters()["retries"] >= 2, what="the row was tried again")
+    stack.enter_context(FakeHub(broker.port))
+    device.wait_empty()
+
+
+def test_the_hubs_greeting_ends_the_pause(monkeypatch, stack, broker, start_device):
+    monkeypatch.setattr(sending, "FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(sending, "LONGEST_PAUSE_S", 600.0)
+    device = start_device(ack_timeout_s=600.0)
+    wait_until(lambda: device.uplink.is_up, what="the uplink is connected")
+    device.append(item(1))
+    wait_until(lambda: device.uplink._state.failures > 0, what="the uplink pauses")
+    hub = stack.enter_context(FakeHub(broker.port))
+    hub.send("acks", Acks(bytes(8)))
+    device.wait_empty()
+
+
+@pytest.mark.parametrize(
+    "topic", ["edge/v1/dev-1/up/cases", "edge/v1/dev-2/down/acks", "edge/v1/dev-1/x/y", ""]
+)
+def test_a_message_of_somebody_else_changes_nothing(device, hub, topic):
+    device.uplink._inbox.put(Incoming(topic, encode(Acks(BOOT, [1])), 1, True, 7))
+    device.append(item(1))
+    device.wait_empty()
+    assert device.uplink.counters()["acknowledged"] == 1
+
+
+def test_a_retained_wish_that_is_cleared_is_not_malformed(device, hub):
+    hub.send_raw("desired", b"")
+    device.append(item(1))
+    device.wait_empty()
+    assert device.uplink.counters()["malformed"] == 0
