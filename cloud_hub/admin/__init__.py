@@ -1,0 +1,1 @@
+"""The hub seen by people and programs: REST, tokens, OpenAPI."""

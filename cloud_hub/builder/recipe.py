@@ -1,0 +1,232 @@
+"""What the recipes of shipped models share: train both networks, compare them, write the bundle.
+
+    python models/NAME/recipe.py [--out DIR] [--seeds N] [--json FILE]
+
+The bundle is always that of the first seed; more seeds only fill the table. Test data is looked at for the
+table and for nothing else: quantisation reads training data, temperatures and thresholds read calibration
+data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from cloud_hub.builder.build import FULL_MODEL, BuildReport, Calibration, build_bundle
+from cloud_hub.builder.export import export_full
+from cloud_hub.builder.network import Network
+from cloud_hub.builder.training import Augment, Distillation, Schedule, predict, train_edge, train_full
+from edge_cascade.bundle import Preprocess, Window, Wire
+from edge_cascade.preprocess import normalise
+from edge_cascade.tensors import through_wire
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+_REPRESENTATIVE = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """`x` (n, *input_shape) float32 in the sensor's unit, `y` (n,) int64."""
+
+    x: Floats
+    y: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Three sets that share no group: machine, writer or whatever the recipe splits by."""
+
+    train: Samples
+    calibration: Samples
+    test: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that makes one model. `full` has one stage; seeds in the schedules are replaced by the run's."""
+
+    model: str
+    labels: tuple[str, ...]
+    full: Network
+    edge: Network
+    full_schedule: Schedule
+    edge_schedule: Schedule
+    distillation: Distillation
+    wire: Wire
+    window: Window | None
+    load: Callable[[], Splits]
+    augment: Augment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One seed's networks and their accuracy on test data; the full model's copy went over the wire."""
+
+    seed: int
+    full: Mapping[str, Floats]
+    edge: Mapping[str, Floats]
+    full_accuracy: float
+    exit_accuracy: tuple[float, ...]
+    seconds: float
+
+
+def run(recipe: Recipe, out: Path, arguments: Sequence[str] | None = None) -> Path:
+    """The command of a recipe: train, print, write `bundle/` and `full.onnx` into `out` or `--out`.
+
+    Returns the directory that was written into.
+    """
+    options = _parse(recipe, out, arguments)
+    console = Console()
+    splits = recipe.load()
+    preprocess = _preprocess_of(splits.train.x)
+    runs = [train(recipe, splits, preprocess, seed=0)]
+    report = _build(recipe, splits, preprocess, runs[0], options.out)
+    console.print(_summary(report))
+    runs += [train(recipe, splits, preprocess, seed) for seed in range(1, options.seeds)]
+    console.print(_table(recipe, runs))
+    if options.json is not None:
+        options.json.write_text(json.dumps(_as_json(recipe, runs, report), indent=2) + "\n")
+    written: Path = options.out
+    return written
+
+
+def train(recipe: Recipe, splits: Splits, preprocess: Preprocess, seed: int) -> Trained:
+    """Train the full model, then the device's network under it, and try both on the test data."""
+    started = time.monotonic()
+    x, y = normalise(splits.train.x, preprocess), splits.train.y
+    full = train_full(
+        recipe.full, x, y, schedule=replace(recipe.full_schedule, seed=seed), augment=recipe.augment
+    )
+    edge = train_edge(
+        recipe.edge,
+        x,
+        y,
+        schedule=replace(recipe.edge_schedule, seed=seed),
+        distillation=recipe.distillation,
+        teacher_logits=predict(recipe.full, full, x)[-1],
+        augment=recipe.augment,
+    )
+    received = np.stack([through_wire(sample, recipe.wire) for sample in splits.test.x])
+    full_logits = predict(recipe.full, full, normalise(received, preprocess))[-1]
+    exit_logits = predict(recipe.edge, edge, normalise(splits.test.x, preprocess))
+    return Trained(
+        seed=seed,
+        full=full,
+        edge=edge,
+        full_accuracy=_accuracy(full_logits, splits.test.y),
+        exit_accuracy=tuple(_accuracy(logits, splits.test.y) for logits in exit_logits),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _build(
+    recipe: Recipe, splits: Splits, preprocess: Preprocess, trained: Trained, out: Path
+) -> BuildReport:
+    return build_bundle(
+        recipe.edge,
+        trained.edge,
+        model=recipe.model,
+        labels=recipe.labels,
+        full=export_full(recipe.full, trained.full),
+        representative=splits.train.x[:_REPRESENTATIVE],
+        calibration=Calibration(splits.calibration.x, splits.calibration.y),
+        preprocess=preprocess,
+        wire=recipe.wire,
+        window=recipe.window,
+        out=out,
+    )
+
+
+def _parse(recipe: Recipe, out: Path, arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=f"Train and write the {recipe.model} bundle.")
+    parser.add_argument(
+        "--out", type=Path, default=out, help="directory to write into (default: beside the recipe)"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="seeds to train for the table (default: 1)")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"argument --seeds: {options.seeds} is less than 1")
+    return options
+
+
+def _preprocess_of(x: Floats) -> Preprocess:
+    return Preprocess(mean=(round(float(x.mean()), 4),), std=(round(float(x.std()), 4),))
+
+
+def _accuracy(logits: Floats, y: Labels) -> float:
+    return float(np.mean(logits.argmax(axis=1) == y))
+
+
+def _table(recipe: Recipe, runs: Sequence[Trained]) -> Table:
+    exits = range(len(recipe.edge.stages))
+    title = (
+        f"{recipe.model}: accuracy on test data, percent; parameters: edge {recipe.edge.parameter_count:,}, "
+        f"full {recipe.full.parameter_count:,}"
+    )
+    table = Table("seed", *[f"exit {index + 1}" for index in exits], "full", "full - last exit", title=title)
+    rows = [(str(one.seed), (*one.exit_accuracy, one.full_accuracy)) for one in runs]
+    if len(runs) > 1:
+        rows.append(("mean", tuple(np.mean([values for _, values in rows], axis=0).tolist())))
+    for name, values in rows:
+        table.add_row(name, *[f"{100 * value:.2f}" for value in (*values, values[-1] - values[-2])])
+    return table
+
+
+def _summary(report: BuildReport) -> Table:
+    table = Table(
+        "plan", "score", "accuracy by rung", "upload", "accuracy", "full", title="on calibration data"
+    )
+    for plan in report.plans:
+        point = plan.points[plan.chosen]
+        table.add_row(
+            f"{plan.name} (default)" if plan.name == report.default_plan else plan.name,
+            plan.score,
+            " / ".join(f"{100 * value:.1f}" for value in report.rung_accuracy[plan.name]),
+            f"{100 * point.upload_share:.1f} %",
+            f"{100 * point.accuracy:.2f}",
+            f"{100 * report.full_accuracy:.2f}",
+        )
+    table.caption = f"{report.directory}: {report.bundle_id}"
+    return table
+
+
+def _as_json(recipe: Recipe, runs: Sequence[Trained], report: BuildReport) -> dict[str, Any]:
+    points = {plan.name: plan.points[plan.chosen] for plan in report.plans}
+    return {
+        "model": recipe.model,
+        "parameters": {"edge": recipe.edge.parameter_count, "full": recipe.full.parameter_count},
+        "mult_adds": {"edge": list(recipe.edge.mult_adds), "full": sum(recipe.full.mult_adds)},
+        "seeds": [
+            {
+                "seed": one.seed,
+                "exits": list(one.exit_accuracy),
+                "full": one.full_accuracy,
+                "seconds": round(one.seconds, 1),
+            }
+            for one in runs
+        ],
+        "bundle_id": report.bundle_id,
+        "full_model_bytes": (report.directory.parent / FULL_MODEL).stat().st_size,
+        "default_plan": report.default_plan,
+        "calibration": {
+            "full": report.full_accuracy,
+            "rungs": {name: list(values) for name, values in report.rung_accuracy.items()},
+            "chosen": {
+                name: {"upload_share": point.upload_share, "accuracy": point.accuracy}
+                for name, point in points.items()
+            },
+        },
+    }

@@ -1,0 +1,148 @@
+"""Writes the directory of `edge_cascade.bundle`: two parts, each with a manifest of its files' digests.
+
+The bytes depend on nothing but what is passed in: no time, no machine, no measurement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save as save_safetensors
+
+from edge_cascade.bundle import (
+    FORMAT,
+    GOLDEN_INPUTS,
+    GOLDEN_OUTPUTS,
+    GRAPH,
+    MANIFEST,
+    STAGE_INPUT,
+    WEIGHTS,
+    WEIGHTS_BLOB,
+    Bounds,
+    FileEntry,
+    GraphManifest,
+    Preprocess,
+    Stage,
+    WeightsManifest,
+    Window,
+    Wire,
+    bundle_id_of,
+)
+from edge_cascade.durable import sync_directory, write_durably
+from edge_cascade.policy import Plan, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPart:
+    """What the graph part's manifest says and its files hold, all but the digests."""
+
+    model: str
+    version: str
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    window: Window | None
+    wire: Wire
+    stages: tuple[Stage, ...]
+    stage_files: Mapping[str, bytes]
+    golden_inputs: NDArray[np.float32]
+    full_model: bytes
+    bounds: Bounds
+    min_daemon: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPart:
+    """What the weights part's manifest says and its files hold, all but the digests.
+
+    `tensors` are keyed as in the blob, `golden_outputs` as `<plan>/<rung>`.
+    """
+
+    tensors: Mapping[str, NDArray[np.generic]]
+    plans: tuple[Plan, ...]
+    default_plan: str
+    golden_outputs: Mapping[str, NDArray[np.float32]]
+    tolerance: Mapping[Precision, float]
+
+
+def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str:
+    """Write a bundle as `directory`, replacing what is there, and return its id.
+
+    It is written beside `directory` and renamed, so a reader finds the old bundle, none or the new one, never
+    a part of one. The full model is not in it; only its digest is.
+    """
+    graph_files = {**graph.stage_files, GOLDEN_INPUTS: save_safetensors({STAGE_INPUT: graph.golden_inputs})}
+    graph_manifest = msgspec.json.encode(
+        GraphManifest(
+            format=FORMAT,
+            model=graph.model,
+            version=graph.version,
+            labels=graph.labels,
+            input_shape=graph.stages[0].input_shape,
+            preprocess=graph.preprocess,
+            window=graph.window,
+            wire=graph.wire,
+            stages=graph.stages,
+            full_model_sha256=hashlib.sha256(graph.full_model).hexdigest(),
+            bounds=graph.bounds,
+            min_daemon=graph.min_daemon,
+            files=_entries(graph_files),
+        )
+    )
+    graph_sha256 = hashlib.sha256(graph_manifest).hexdigest()
+    weights_files = {
+        WEIGHTS_BLOB: save_safetensors(dict(weights.tensors)),
+        GOLDEN_OUTPUTS: save_safetensors(dict(weights.golden_outputs)),
+    }
+    weights_manifest = msgspec.json.encode(
+        WeightsManifest(
+            format=FORMAT,
+            graph_sha256=graph_sha256,
+            plans=weights.plans,
+            default_plan=weights.default_plan,
+            certificates=(),
+            tolerance=dict(weights.tolerance),
+            files=_entries(weights_files),
+        )
+    )
+    _replace_directory(
+        directory,
+        {
+            GRAPH: {**graph_files, MANIFEST: graph_manifest},
+            WEIGHTS: {**weights_files, MANIFEST: weights_manifest},
+        },
+    )
+    return bundle_id_of(graph_sha256, hashlib.sha256(weights_manifest).hexdigest())
+
+
+def _entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    return {
+        name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+        for name, content in sorted(files.items())
+    }
+
+
+def _replace_directory(directory: Path, parts: Mapping[str, Mapping[str, bytes]]) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
+    stale = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    try:
+        for part, files in parts.items():
+            (fresh / part).mkdir(parents=True)
+            for name, content in files.items():
+                write_durably(fresh / part / name, content)
+        # A directory cannot be renamed onto one that holds something.
+        if directory.exists():
+            directory.rename(stale)
+        fresh.rename(directory)
+        sync_directory(directory.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)

@@ -1,0 +1,78 @@
+"""The hub's errors and the exit codes that they end the process with.
+
+HubError                     1
+├── ConfigError              2   a key of the configuration that cannot be used
+├── StoreError
+│   ├── StoreVersionError    3   a database that another version wrote
+│   ├── StoreBusyError       4   another hub holds the state directory
+│   ├── StoreUnavailableError 5  disk full, I/O error, database away: the same call may succeed later
+│   └── StoreRefusedError    6   the database will never take this
+├── ModelError               7   a bundle or full model that cannot be used
+├── NotFoundError            8   no such case, token or account
+└── ListenError              9   the address of the REST server cannot be had
+"""
+
+from __future__ import annotations
+
+
+class HubError(Exception):
+    """Base of every error that `cloud_hub` raises on purpose. Its text is one line for a person."""
+
+    exit_code = 1
+
+
+class ConfigError(HubError):
+    """A key of the configuration that cannot be used: names the key, the value and the fix."""
+
+    exit_code = 2
+
+
+class StoreError(HubError):
+    """The store cannot do what was asked."""
+
+
+class StoreVersionError(StoreError):
+    """A database that another version of the hub wrote."""
+
+    exit_code = 3
+
+    def __init__(self, found: str, expected: int) -> None:
+        newer = found.isdecimal() and int(found) > expected
+        fix = "install the newer hub that wrote it" if newer else "restore it from a backup"
+        super().__init__(f"the store has schema version {found}, this hub reads {expected}: {fix}")
+
+
+class StoreBusyError(StoreError):
+    """Another hub holds the state directory."""
+
+    exit_code = 4
+
+
+class StoreUnavailableError(StoreError):
+    """Disk full, I/O error or database away: the same call may succeed later."""
+
+    exit_code = 5
+
+
+class StoreRefusedError(StoreError):
+    """The database will never take this."""
+
+    exit_code = 6
+
+
+class ModelError(HubError):
+    """A bundle or a full model that cannot be used."""
+
+    exit_code = 7
+
+
+class NotFoundError(HubError):
+    """There is no such case, token or account."""
+
+    exit_code = 8
+
+
+class ListenError(HubError):
+    """The address of the REST server cannot be had."""
+
+    exit_code = 9

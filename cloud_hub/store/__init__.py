@@ -1,0 +1,1 @@
+"""What the hub promises to keep: rows in SQL, tensors in blobs."""
