@@ -7,27 +7,25 @@ here: neither bundles nor password files are touched. Relative paths start at th
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, field
 
 from cloud_hub.errors import ConfigError
-from edge_cascade.errors import ProtocolError
-from edge_cascade.mqtt import Broker
+from edge_cascade.errors import ProtocolError, SettingsError
+from edge_cascade.mqtt import Broker, broker_problem
+from edge_cascade.settings import Origin, read_settings
 from edge_cascade.topics import DEFAULT_PREFIX, check_prefix
 
 ENVIRONMENT_PREFIX: Final = "CLOUD_HUB__"
 DEFAULT_PATH: Final = "hub.toml"
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-_VALIDATION = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+_EXAMPLES: Final = {"models": ', e.g. [[models]] with bundle = "digits"'}
 
 Filled = Annotated[str, Meta(min_length=1, max_length=512)]
 
@@ -105,15 +103,12 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     Raises:
         ConfigError: in one line: file, key, value, what is allowed, and the fix where known.
     """
-    document = _read_toml(path)
-    _override(document, os.environ if environ is None else environ)
-    _refuse_unknown(document, Config, "", path)
+    environ = os.environ if environ is None else environ
     try:
-        # Not strict: a variable of the environment is a text, whatever its key wants.
-        config = msgspec.convert(document, Config, strict=False)
-    except msgspec.ValidationError as error:
-        raise _explained(error, document, path) from error
-    _check(config, path)
+        config, origin = read_settings(path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES)
+        _check(config, origin)
+    except SettingsError as error:
+        raise ConfigError(str(error)) from error
     return config
 
 
@@ -130,91 +125,18 @@ def warnings_about(config: Config) -> list[str]:
     return found
 
 
-def _check(config: Config, path: Path) -> None:
+def _check(config: Config, origin: Origin) -> None:
     try:
         check_prefix(config.hub.prefix)
     except ProtocolError as error:
-        raise ConfigError(f"{path}: hub.prefix: {error}; for example prefix = 'edge'") from error
-    if not 1 <= config.broker.port <= 65535:
-        raise ConfigError(f"{path}: broker.port = {config.broker.port}: expected 1 to 65535, usually 1883")
-    if config.broker.password_file is not None and config.broker.username is None:
-        raise ConfigError(f"{path}: broker.password_file without broker.username; add the user name")
-    bundles = [model.bundle for model in config.models]
-    for bundle in bundles:
-        if bundles.count(bundle) > 1:
-            raise ConfigError(f"{path}: models.bundle = {bundle!r} is there twice; remove one")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give it with --config FILE") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {' '.join(str(error).split())}") from error
-
-
-def _override(document: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for variable in sorted(environ):
-        if not variable.startswith(ENVIRONMENT_PREFIX):
-            continue
-        *tables, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-        target = document
-        for table in tables:
-            inner = target.setdefault(table, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{variable}: {table} is no table; set the whole list as JSON")
-            target = inner
-        text = environ[variable]
-        target[key] = text
-        if text[:1] in {"[", "{"}:
-            try:
-                target[key] = msgspec.json.decode(text)
-            except msgspec.DecodeError as error:
-                raise ConfigError(f"{variable} = {text[:60]!r} is no JSON: {error}") from error
-
-
-def _refuse_unknown(value: object, kind: type, where: str, path: Path) -> None:
-    if not isinstance(value, dict):
-        return
-    fields = {entry.name: entry.type for entry in msgspec.structs.fields(kind)}
-    for key, inner in value.items():
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(fields)}"
-            raise ConfigError(f"{path}: {where}{key} = {_shown(inner)}: unknown key; {fix}")
-        if key == "models" and isinstance(inner, list):
-            for index, model in enumerate(inner):
-                _refuse_unknown(model, ModelSection, f"models[{index}].", path)
-        elif isinstance(fields[key], type) and issubclass(fields[key], msgspec.Struct):
-            _refuse_unknown(inner, fields[key], f"{where}{key}.", path)
-
-
-def _explained(error: msgspec.ValidationError, document: object, path: Path) -> ConfigError:
-    found = _VALIDATION.match(str(error))
-    assert found is not None
-    key = found["path"] or ""
-    what = found["what"].replace("`", "")
-    missing = re.match(r"Object missing required field (.+)", what)
-    if missing:
-        return ConfigError(f"{path}: {key}.{missing[1]}: missing; add it, for example bundle = 'digits'")
-    value: Any = document
-    for step in key.split("."):
-        value = value.get(step) if isinstance(value, dict) else None
-    default = _default_of(key)
-    fix = f"; the default is {_shown(default)}" if default is not None else ""
-    return ConfigError(f"{path}: {key} = {_shown(value)}: {what[:1].lower()}{what[1:]}{fix}")
-
-
-def _default_of(key: str) -> object:
-    value: object = Config()
-    for step in key.split("."):
-        value = getattr(value, step, None)
-    return value if isinstance(value, str | int | float) else None
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise origin.error("hub.prefix", f": {error}; for example prefix = 'edge'") from error
+    problem = broker_problem(config.broker)
+    if problem is not None:
+        raise origin.error(f"broker.{problem[0]}", problem[1])
+    seen: dict[str, int] = {}
+    for index, model in enumerate(config.models):
+        first = seen.setdefault(model.bundle, index)
+        if first != index:
+            raise origin.error(
+                f"models[{index}].bundle", f' = "{model.bundle}": models[{first}] is the same; remove one'
+            )

@@ -5,7 +5,8 @@ CascadeError
 │   └── TooLargeError  a size above its bound, found before anything was allocated for it
 ├── BundleError        a bundle that is damaged, incomplete or contradicts itself
 │   └── HostileFileError  a model file that asks for something no honest file needs
-└── BackendError       a runtime that refused a stage or failed while running it
+├── BackendError       a runtime that refused a stage or failed while running it
+└── SettingsError      a configuration file or variable that cannot be meant: one line
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class HostileFileError(BundleError):
 
 class BackendError(CascadeError):
     """A runtime that refused a stage or failed while running it."""
+
+
+class SettingsError(CascadeError):
+    """A configuration file or variable that cannot be meant; the message is one line."""

@@ -64,6 +64,41 @@ class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocol: Literal["5", "3.1.1"] = "5"
 
 
+def broker_problem(broker: Broker) -> tuple[str, str] | None:
+    """The key that is wrong and what to do about it, None if all is well. Reads no file.
+
+    The problem continues the key, so it starts with `:` or ` = value:`.
+    """
+    absent = "key_file" if broker.key_file is None else "certificate_file"
+    rules = (
+        (
+            not broker.host or any(character.isspace() for character in broker.host),
+            ("host", f' = "{broker.host}": expected a host name or an address'),
+        ),
+        (
+            not 1 <= broker.port <= 65535,
+            ("port", f" = {broker.port}: allowed are 1 to 65535; MQTT's are 1883 and 8883"),
+        ),
+        (
+            not 5 <= broker.keepalive_s <= 65535,
+            ("keepalive_s", f" = {broker.keepalive_s}: allowed are 5 to 65535"),
+        ),
+        (
+            broker.password_file is not None and broker.username is None,
+            ("password_file", ": a password needs a name; add username"),
+        ),
+        (
+            (broker.certificate_file is None) != (broker.key_file is None),
+            (absent, ": missing; certificate_file and key_file belong together"),
+        ),
+        (
+            broker.certificate_file is not None and broker.ca_file is None,
+            ("ca_file", ": missing; a client certificate needs TLS, and TLS needs the CA"),
+        ),
+    )
+    return next((problem for is_wrong, problem in rules if is_wrong), None)
+
+
 class State(enum.Enum):
     """Where a session stands."""
 
@@ -142,6 +177,8 @@ class MqttSession:
         self._turned = threading.Event()
         self._attempt = 0
         self._last_problem: str | None = None
+        self._unanswered_subscriptions: set[int] = set()
+        self._is_refused = False
         self.max_packet_bytes: int | None = None
         self.connects = 0
         self.bytes_sent = 0
@@ -156,6 +193,11 @@ class MqttSession:
     def is_up(self) -> bool:
         """Whether a publish made now would go out."""
         return self._state is State.CONNECTED
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether the broker has granted every subscription of this connection."""
+        return self.is_up and not self._unanswered_subscriptions and not self._is_refused
 
     @property
     def problem(self) -> str | None:
@@ -228,6 +270,7 @@ class MqttSession:
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_publish = self._published
+        client.on_subscribe = self._subscribed
         client.on_socket_open = _set_nodelay
         if self._broker.username is not None:
             client.username_pw_set(self._broker.username, _read_secret(self._broker.password_file))
@@ -286,11 +329,15 @@ class MqttSession:
         self.connects += 1
         self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
         self._set_next_delay(client)
+        self._is_refused = False
+        self._unanswered_subscriptions.clear()
         for topic in self._subscriptions:
             if self._protocol == 5:
-                client.subscribe(topic, options=SubscribeOptions(qos=1))
+                _, packet_id = client.subscribe(topic, options=SubscribeOptions(qos=1))
             else:
-                client.subscribe(topic, qos=1)
+                _, packet_id = client.subscribe(topic, qos=1)
+            if packet_id is not None:
+                self._unanswered_subscriptions.add(packet_id)
         self._state = State.CONNECTED
         log.info("connected broker=%s client=%s", self._address, self._client_id)
         if self._on_up is not None:
@@ -324,6 +371,15 @@ class MqttSession:
         if self._on_published is not None:
             is_for_nobody = reason.is_failure or reason.value == NO_MATCHING_SUBSCRIBERS
             self._on_published(packet_id, str(reason) if is_for_nobody else None)
+
+    def _subscribed(
+        self, _: paho.Client, __: Any, packet_id: int, reasons: Sequence[ReasonCode], ___: Any
+    ) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                self._is_refused = True
+                self._note_problem(f"subscription refused: {reason}")
+        self._unanswered_subscriptions.discard(packet_id)
 
     def _note_problem(self, problem: str) -> None:
         # The first of a kind warns, its repetitions are for those who look closely.

@@ -16,14 +16,15 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, field
 
-from edge_cascade.errors import ProtocolError
-from edge_cascade.mqtt import Broker
+from edge_cascade.errors import ProtocolError, SettingsError
+from edge_cascade.mqtt import Broker, broker_problem
+from edge_cascade.settings import Origin, read_settings
 from edge_cascade.topics import VERSION_LEVEL, check_device_id, check_prefix
 from edge_daemon.core.spooling import SpoolLimits
-from edge_daemon.settings import Origin, read_settings
+from edge_daemon.errors import ConfigError
+from edge_daemon.inlet.sources import SENSOR_LEVEL, filter_of
 
 ENVIRONMENT_PREFIX: Final = "EDGE_DAEMON__"
-SENSOR_LEVEL: Final = "{sensor}"
 
 _SHIPPED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _EXAMPLES: Final[Mapping[str, str]] = {
@@ -75,7 +76,7 @@ class SourceConfig(Section, frozen=True):
     @property
     def topic_filter(self) -> str:
         """The MQTT subscription: `{sensor}` is any one level."""
-        return self.topic.replace(SENSOR_LEVEL, "+")
+        return filter_of(self.topic)
 
 
 class InletConfig(Section, frozen=True):
@@ -167,8 +168,11 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
     Raises:
         ConfigError: in one line: file (or variable), key, value, what is allowed, and the fix where known.
     """
-    config, origin = read_settings(path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES)
-    _check(config, origin)
+    try:
+        config, origin = read_settings(path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES)
+        _check(config, origin)
+    except SettingsError as error:
+        raise ConfigError(str(error)) from error
     return config
 
 
@@ -209,23 +213,9 @@ def _check(config: Config, origin: Origin) -> None:
 
 
 def _check_broker(key: str, broker: Broker, origin: Origin) -> None:
-    if not 1 <= broker.port <= 65535:
-        raise origin.error(
-            f"{key}.port", f" = {broker.port}: allowed are 1 to 65535; MQTT's are 1883 and 8883"
-        )
-    if not 5 <= broker.keepalive_s <= 65535:
-        raise origin.error(f"{key}.keepalive_s", f" = {broker.keepalive_s}: allowed are 5 to 65535")
-    if not broker.host or any(character.isspace() for character in broker.host):
-        raise origin.error(f"{key}.host", f' = "{broker.host}": expected a host name or an address')
-    if broker.password_file is not None and broker.username is None:
-        raise origin.error(f"{key}.password_file", ": a password needs a name; add username")
-    if (broker.certificate_file is None) != (broker.key_file is None):
-        absent = "key_file" if broker.key_file is None else "certificate_file"
-        raise origin.error(f"{key}.{absent}", ": missing; certificate_file and key_file belong together")
-    if broker.certificate_file is not None and broker.ca_file is None:
-        raise origin.error(
-            f"{key}.ca_file", ": missing; a client certificate needs TLS, and TLS needs the CA"
-        )
+    problem = broker_problem(broker)
+    if problem is not None:
+        raise origin.error(f"{key}.{problem[0]}", problem[1])
 
 
 def _check_models(models: Sequence[ModelConfig], origin: Origin) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge_daemon.errors import ConfigError
+from edge_cascade.errors import SettingsError
 
 _VALIDATION = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"[^.\[\]]+|\[[^\]]*\]")
@@ -33,7 +33,7 @@ def read_settings(
     it" by key.
 
     Raises:
-        ConfigError: in one line: file or variable, key, value, what is allowed, and the fix where known.
+        SettingsError: in one line: file or variable, key, value, what is allowed, and the fix where known.
     """
     root = msgspec.inspect.type_info(kind)
     document = _read_toml(path)
@@ -53,7 +53,7 @@ class Origin:
         self._file = file
         self._variables = variables
 
-    def error(self, key: str, problem: str) -> ConfigError:
+    def error(self, key: str, problem: str) -> SettingsError:
         """The one line; `problem` follows the key at once, so it starts with `:` or ` = value: `."""
         source = next(
             (
@@ -63,18 +63,18 @@ class Origin:
             ),
             self._file,
         )
-        return ConfigError(" ".join(f"{source}: {key}{problem}".split()))
+        return SettingsError(" ".join(f"{source}: {key}{problem}".split()))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise SettingsError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+        raise SettingsError(f"{path}: not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"{path}: not TOML: {' '.join(str(error).split())}") from error
 
 
 # --- environment ------------------------------------------------------------------------------------------
@@ -119,17 +119,17 @@ def _step_into(
     if table is not None and isinstance(target, dict):
         if step not in _field_names(table):
             because = _unknown_because(step, _field_names(table))
-            raise ConfigError(f"environment {variable}: {_joined(key, step)}{because}")
+            raise SettingsError(f"environment {variable}: {_joined(key, step)}{because}")
         return _field_type(table, step), _joined(key, step), step
     if items is not None and isinstance(target, list):
         if not step.isdecimal() or int(step) > len(target):
-            raise ConfigError(
+            raise SettingsError(
                 f"environment {variable}: {key} takes an entry's number, 0 to {len(target)}, not {step!r}"
             )
         if int(step) == len(target):
             target.append({})
         return items, f"{key}[{step}]", int(step)
-    raise ConfigError(f"environment {variable}: {key} is one value and has no {step!r} inside")
+    raise SettingsError(f"environment {variable}: {key} is one value and has no {step!r} inside")
 
 
 def _typed(text: str, kind: msgspec.inspect.Type, key: str, variable: str) -> Any:
@@ -142,12 +142,12 @@ def _typed(text: str, kind: msgspec.inspect.Type, key: str, variable: str) -> An
                     return True
                 if text.lower() in {"false", "0", "no", "off"}:
                     return False
-                raise ConfigError(f"environment {variable}: {key} = {text!r}: expected true or false")
+                raise SettingsError(f"environment {variable}: {key} = {text!r}: expected true or false")
             case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
                 try:
                     return int(text) if isinstance(one, msgspec.inspect.IntType) else float(text)
                 except ValueError:
-                    raise ConfigError(
+                    raise SettingsError(
                         f"environment {variable}: {key} = {text!r}: expected a number"
                     ) from None
             case msgspec.inspect.LiteralType() if one.values and isinstance(one.values[0], int):
@@ -156,7 +156,7 @@ def _typed(text: str, kind: msgspec.inspect.Type, key: str, variable: str) -> An
                 try:
                     return msgspec.json.decode(text)
                 except (msgspec.DecodeError, UnicodeEncodeError):
-                    raise ConfigError(f"environment {variable}: {key} = {text!r}: expected JSON") from None
+                    raise SettingsError(f"environment {variable}: {key} = {text!r}: expected JSON") from None
     return text
 
 
@@ -191,7 +191,7 @@ def _explained(
     root: msgspec.inspect.Type,
     origin: Origin,
     examples: Mapping[str, str],
-) -> ConfigError:
+) -> SettingsError:
     found = _VALIDATION.match(str(error))
     assert found is not None
     what, path = found["what"], (found["path"] or "").removeprefix(".")
