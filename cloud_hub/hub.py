@@ -66,6 +66,7 @@ class Hub:
             f"hub-{secrets.token_hex(6)}",
             subscriptions=[fleet_filter(prefix, channel) for channel in UP],
             on_message=self._receive,
+            on_up=self._greet,
         )
         self.outbox = Outbox(self.store.database, self._session.publish, prefix=prefix)
         self.full_model = FullModelWorker(self.store, models, on_answered=self.outbox.hint)
@@ -91,6 +92,10 @@ class Hub:
             on_labelled=lambda device: self.outbox.hint([device]),
         )
         self.http_port = 0
+
+    def _greet(self) -> None:
+        # Goes out behind the subscriptions on the same connection: whoever answers is heard.
+        self.outbox.greet()
 
     async def start(self) -> None:
         """Open the store, start every part. The broker may be away: the session waits for it.

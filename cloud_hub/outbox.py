@@ -21,6 +21,7 @@ from cloud_hub.store import schema
 from cloud_hub.store.database import Database
 from cloud_hub.store.verdicts import devices_with_due, due_verdicts, note_sent
 from edge_cascade.codec import encode
+from edge_cascade.messages import BOOT_BYTES, Acks
 from edge_cascade.topics import down_topic
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Outbox:
         self._swept_to = ""
         self._gate = threading.Lock()
         self._wake = threading.Event()
+        self._is_to_greet = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.frames_sent = 0
@@ -86,6 +88,11 @@ class Outbox:
         """Say that these devices have something new."""
         with self._gate:
             self._hinted.update(devices)
+        self._wake.set()
+
+    def greet(self) -> None:
+        """Tell every board that the hub is here: those that wait for it need not wait any longer."""
+        self._is_to_greet.set()
         self._wake.set()
 
     def take_turn(self) -> bool:
@@ -140,6 +147,9 @@ class Outbox:
                     next_sweep_s = time.monotonic() + self._sweep_s
                     self.sweep()
                 self._wake.clear()
+                if self._is_to_greet.is_set():
+                    self._is_to_greet.clear()
+                    self._greet_all()
                 is_busy = self.take_turn()
             except StoreError as error:
                 log.warning("outbox waits for the store reason=%s", error)
@@ -152,6 +162,13 @@ class Outbox:
                 continue
             if not is_busy and self._wake.wait(max(0.0, next_sweep_s - time.monotonic())):
                 self._stopping.wait(GATHER_S)
+
+    def _greet_all(self) -> None:
+        table = schema.devices
+        names = self._database.run(lambda c: c.execute(select(table.c.name)).scalars().all())
+        greeting = encode(Acks(bytes(BOOT_BYTES)))
+        for name in names:
+            self._publish(down_topic(self._prefix, name, "acks"), greeting)
 
     def _send(self, device: str, verdicts: list[DueVerdict]) -> list[DueVerdict]:
         delivered: list[DueVerdict] = []

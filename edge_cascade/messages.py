@@ -121,7 +121,10 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Acks(Message, frozen=True, array_like=True):
-    """The hub has committed these items (or had them, or will never take them): their rows may go."""
+    """The hub has committed these items (or had them, or will never take them): their rows may go.
+
+    An empty one is the hub's greeting when it comes back: no need to wait any longer.
+    """
 
     boot: Boot
     committed: list[Seq] = []

@@ -41,6 +41,7 @@ from edge_daemon.core.sending_events import (
     Drop,
     Effect,
     Event,
+    Greeted,
     NothingClaimed,
     NotSent,
     Published,
@@ -419,8 +420,9 @@ class MqttUplink:
         self._counts.duplicates += len(acks.duplicate)
         self._counts.rejected += len(acks.rejected)
         self._counts.refused += len(acks.refused)
-        if acks.committed or acks.duplicate or not (acks.rejected or acks.refused):
-            # An empty one is the hub's greeting when it comes back: it ends the pause all the same.
+        if not (acks.committed or acks.duplicate or acks.rejected or acks.refused):
+            self._feed(Greeted())
+        if acks.committed or acks.duplicate:
             self._feed(Acked(acks.boot, (*acks.committed, *acks.duplicate)))
         if acks.rejected:
             for rejection in acks.rejected[:5]:

@@ -12,7 +12,18 @@ PURE_FILES = [
     *(f"edge_cascade/{name}.py" for name in ("codec", "gate", "messages", "policy", "scores", "tensors", "topics")),
     "edge_daemon/audit.py",
 ]  # fmt: skip
-NOT_IN_CORE = {"asyncio", "logging", "time", "random", "pathlib", "os", "socket", "threading", "sqlite3", "paho"}
+NOT_IN_CORE = {
+    "asyncio",
+    "logging",
+    "time",
+    "random",
+    "pathlib",
+    "os",
+    "socket",
+    "threading",
+    "sqlite3",
+    "paho",
+}
 
 
 def imports_of(path):
@@ -47,7 +58,9 @@ def belongs(module, package):
 
 @pytest.mark.parametrize("path", modules("edge_cascade"))
 def test_what_both_halves_share_knows_neither(path):
-    assert not [name for name in imports_of(path) if belongs(name, "edge_daemon") or belongs(name, "cloud_hub")]
+    assert not [
+        name for name in imports_of(path) if belongs(name, "edge_daemon") or belongs(name, "cloud_hub")
+    ]
 
 
 @pytest.mark.parametrize("path", modules("cloud_hub"))
@@ -66,7 +79,9 @@ def test_the_device_never_imports_the_hub_except_lazily_in_simulate(path):
 def test_core_has_no_clock_files_threads_logging_or_global_chance(path):
     path = ROOT / path
     names = imports_of(path)
-    allowed = {"random"} if path.name in {"audit.py", "sending.py"} else set()  # a Random is an argument there
+    allowed = (
+        {"random"} if path.name in {"audit.py", "sending.py"} else set()
+    )  # a Random is an argument there
     assert not [name for name in names if name.split(".")[0] in NOT_IN_CORE - allowed]
     assert "async def" not in path.read_text(encoding="utf-8")
 
@@ -87,7 +102,9 @@ def test_only_one_module_imports_onnxruntime(path):
 @pytest.mark.parametrize("path", modules("edge_cascade", "edge_daemon", "cloud_hub"))
 def test_torch_and_onnx_stay_in_the_builder_and_pickle_stays_out(path):
     names = imports_of(path)
-    assert not [name for name in names if name.split(".")[0] in {"pickle", "dill", "joblib", "marshal", "shelve"}]
+    assert not [
+        name for name in names if name.split(".")[0] in {"pickle", "dill", "joblib", "marshal", "shelve"}
+    ]
     if not path.is_relative_to(ROOT / "cloud_hub/builder"):
         assert not [name for name in names if name.split(".")[0] in {"torch", "onnx", "sklearn"}]
 
@@ -103,5 +120,7 @@ def test_only_the_composition_roots_name_every_adapter(path):
         assert not [
             name
             for name in names
-            if belongs(name, "edge_daemon.spool") or belongs(name, "edge_daemon.uplink") or belongs(name, "sqlite3")
+            if belongs(name, "edge_daemon.spool")
+            or belongs(name, "edge_daemon.uplink")
+            or belongs(name, "sqlite3")
         ]

@@ -13,7 +13,9 @@ USE_IT = "options = onnxruntime.SessionOptions(); onnxruntime.get_available_prov
 
 
 def files_that_appear(home, code):
-    environment = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "VIRTUAL_ENV"}}
+    environment = {
+        name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "VIRTUAL_ENV"}
+    }
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     assert "CI" not in environment
     subprocess.run([sys.executable, "-c", code], env=environment, cwd=home, check=True, timeout=60)

@@ -11,7 +11,7 @@ complained about share one, everything else goes alone. Rules:
 - A frame that the hub cannot read is split into its rows. A row refused alone is put back for a while, and
   given up only after `REFUSALS_BEFORE_DROP` refusals over at least `REFUSED_FOR_S`: an older hub, soon to be
   updated, looks just like a damaged row. A restart counts anew; in the end the row expires.
-- Any acknowledgement ends the pause.
+- Any acknowledgement ends the pause, and the hub's greeting shortens it.
 
 Time is an argument, and so is chance.
 """
@@ -35,6 +35,7 @@ from edge_daemon.core.sending_events import (
     Drop,
     Effect,
     Event,
+    Greeted,
     NothingClaimed,
     NotSent,
     Published,
@@ -54,6 +55,8 @@ FIRST_DEFER_S: Final = 60.0
 LONGEST_DEFER_S: Final = 3600.0
 REFUSALS_BEFORE_DROP: Final = 8
 REFUSED_FOR_S: Final = 6 * 3600.0
+GREETING_SPREAD_S: Final = 2.0
+"""Every board hears the hub's greeting at once; they must not answer at once."""
 POLL_S: Final = 30.0
 """The spool is asked this often even if nothing woke us: deferred rows make no noise when they are due."""
 MAX_SUSPECTS: Final = 4096
@@ -137,6 +140,10 @@ def next_state(  # noqa: PLR0912 - one branch an event
         case Acked():
             effects.append(Acknowledge(event.boot, event.seqs))
             state = _heard(_settle(state, event.boot, event.seqs), now_s)
+        case Greeted():
+            # One row is tried first, as after any pause: the hub may have fallen again.
+            soon_s = now_s + rng.uniform(0.0, GREETING_SPREAD_S)
+            state = replace(state, pause_until_s=min(state.pause_until_s, soon_s))
         case Rejected():
             effects += [Drop(event.boot, seq, DropReason.REJECTED) for seq in event.seqs]
             state = _heard(_settle(state, event.boot, event.seqs), now_s)

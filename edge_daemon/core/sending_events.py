@@ -67,6 +67,11 @@ class Acked:
 
 
 @dataclass(frozen=True, slots=True)
+class Greeted:
+    """The hub is there again; so it told every board at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The hub will never take these."""
 
@@ -101,6 +106,7 @@ Event = (
     | Published
     | NotSent
     | Acked
+    | Greeted
     | Rejected
     | Refused
     | Draining

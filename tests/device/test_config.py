@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_cascade.mqtt import Broker
+from edge_cascade.settings import Origin, _explained, _unknown_keys
 from edge_daemon.config import (
     AuditConfig,
     Config,
@@ -26,7 +27,6 @@ from edge_daemon.config import (
 )
 from edge_daemon.core.spooling import SpoolLimits
 from edge_daemon.errors import ConfigError
-from edge_cascade.settings import Origin, _explained, _unknown_keys
 
 OWN_RESULTS = (
     "would read our own output results/+/# (from results.prefix); narrow the topic or change results.prefix"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from edge_daemon.core.sending import (
+    GREETING_SPREAD_S,
     LONGEST_PAUSE_S,
     POLL_S,
     PUBLISH_TIMEOUT_S,
@@ -30,6 +31,7 @@ from edge_daemon.core.sending_events import (
     Disconnected,
     Draining,
     Drop,
+    Greeted,
     NothingClaimed,
     NotSent,
     Published,
@@ -184,6 +186,29 @@ def test_the_pause_doubles_up_to_its_ceiling_and_any_acknowledgement_ends_it():
         course.feed(Published(token + 1, 0))
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 256, *[LONGEST_PAUSE_S] * 4]
     assert course.feed(Acked(BOOT, (1,))) == [Acknowledge(BOOT, (1,)), FULL]
+
+
+def test_the_hubs_greeting_shortens_a_long_pause_and_one_row_is_tried_first():
+    course = flying(1)
+    for token in range(2, 8):
+        course.feed(Tick(), after_s=10)
+        course.take_off(token, 1)
+        course.feed(Tick(), after_s=1000)
+    course.feed(Tick(), after_s=course.state.pause_until_s - course.now_s)
+    course.take_off(8, 1)
+    course.feed(Published(8, 0))
+    course.feed(Tick(), after_s=10)
+    assert course.state.pause_until_s - course.now_s > 2 * GREETING_SPREAD_S
+    assert course.feed(Greeted()) == []
+    assert course.state.pause_until_s == course.now_s + GREETING_SPREAD_S
+    assert course.feed(Tick(), after_s=GREETING_SPREAD_S) == [PROBE]
+
+
+def test_a_greeting_makes_no_pause_longer_and_starts_none():
+    course = idle()
+    before = course.state
+    course.feed(Greeted())
+    assert course.state.pause_until_s == before.pause_until_s
 
 
 def test_jitter_is_anywhere_below_the_ceiling():

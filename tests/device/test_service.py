@@ -26,9 +26,11 @@ class FakeDaemon:
         self.alive = True
         self.problems = ()
         self.calls = []
+        self.started = threading.Event()
 
     def start(self):
         self.calls.append("start")
+        self.started.set()
 
     def stop(self):
         self.calls.append("stop")
@@ -85,8 +87,7 @@ def run_service(daemon, port, during):
 
     async def main():
         task = asyncio.create_task(serve(config(port), daemon))
-        while "start" not in daemon.calls:
-            await asyncio.sleep(0.005)
+        await asyncio.get_running_loop().run_in_executor(None, daemon.started.wait, WAIT_S)
         thread = threading.Thread(target=drive)
         thread.start()
         await task

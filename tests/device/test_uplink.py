@@ -473,7 +473,8 @@ def test_while_nobody_listens_rows_are_tried_again_without_waiting_for_the_ackno
     device.wait_empty()
 
 
-def test_the_hubs_greeting_ends_the_pause(monkeypatch, stack, broker, start_device):
+def test_the_hubs_greeting_shortens_the_pause(monkeypatch, stack, broker, start_device):
+    monkeypatch.setattr(sending, "GREETING_SPREAD_S", 0.1)
     monkeypatch.setattr(sending, "FIRST_PAUSE_S", 600.0)
     monkeypatch.setattr(sending, "LONGEST_PAUSE_S", 600.0)
     device = start_device(ack_timeout_s=600.0)

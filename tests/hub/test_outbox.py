@@ -9,7 +9,7 @@ from cloud_hub.outbox import MAX_DEVICES_PER_TURN, MAX_VERDICTS_PER_DEVICE, Outb
 from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import confirm, label_case
 from edge_cascade.codec import decode
-from edge_cascade.messages import Receipt, Source
+from edge_cascade.messages import Acks, Receipt, Source
 from tests.hub.fleet import BOOT, FULL_MODEL, a_delivery, a_model, a_new_case, wait_until
 
 
@@ -137,3 +137,14 @@ def test_the_thread_finds_without_a_hint_what_was_due_before_it_started(parts):
     outbox.stop()
     assert not outbox.is_alive
     assert sent.take() == [("a", 0)]
+
+
+def test_a_hub_that_is_back_greets_every_board_it_knows_online_or_not(parts):
+    store, outbox, sent, _ = parts
+    fill(store, a=1, b=1)
+    store.commit([a_delivery(device="b", status=NewStatus("b", False, BOOT, "1", ()))], now_ms=2)
+    outbox.greet()
+    outbox.start()
+    greetings = [("edge/v1/a/down/acks", Acks(bytes(8))), ("edge/v1/b/down/acks", Acks(bytes(8)))]
+    wait_until(lambda: [frame for frame in sent.frames if isinstance(frame[1], Acks)] == greetings)
+    outbox.stop()
