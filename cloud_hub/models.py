@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from cloud_hub.core.admission import Shape
 from cloud_hub.errors import ModelError
-from edge_cascade.bundle import Preprocess, load_bundle
+from edge_cascade.bundle import load_bundle
 from edge_cascade.errors import CascadeError
+from edge_cascade.manifest import Preprocess
 from edge_cascade.shipped import find_bundle
 
 FULL_MODEL_NAME: Final = "full.onnx"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_cascade.bundle import Preprocess
+from edge_cascade.manifest import Preprocess
 
 Array = NDArray[np.float32]
 

@@ -20,8 +20,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_cascade.bundle import Wire
 from edge_cascade.errors import ProtocolError, TooLargeError
+from edge_cascade.manifest import Wire
 
 MAX_AXES: Final = 8
 MAX_TENSOR_BYTES: Final = 64 * 2**20

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_cascade.bundle import Preprocess, Window, Wire
+from edge_cascade.manifest import Preprocess, Window, Wire
 
 LABELS = ("a", "b", "c", "d")
 SHAPE_1D = (1, 128)

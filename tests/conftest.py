@@ -1,7 +1,12 @@
 import pytest
+from hypothesis import settings
 
 from edge_cascade.bundle import load_bundle
 from tests import bundles
+
+# The same examples at every run, and as long as they take on a busy machine.
+settings.register_profile("edge-daemon", derandomize=True, deadline=None, database=None)
+settings.load_profile("edge-daemon")
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from cloud_hub import config as hub_config
 from cloud_hub import errors as hub_errors
 from edge_cascade import codec
-from edge_cascade.bundle import Wire
 from edge_cascade.gate import Exit
+from edge_cascade.manifest import Wire
 from edge_cascade.messages import (
     KIND_OF,
     Acks,

@@ -23,8 +23,9 @@ from cloud_hub.builder.quantise import quantise
 from cloud_hub.builder.stages import CutStage, cut_stages
 from cloud_hub.builder.write import GraphPart, WeightsPart, write_bundle
 from edge_cascade.backends.onnx import OnnxStage, open_whole_model
-from edge_cascade.bundle import Bounds, Preprocess, Stage, StageModel, Window, Wire
+from edge_cascade.bundle import StageModel
 from edge_cascade.durable import write_durably
+from edge_cascade.manifest import Bounds, Preprocess, Stage, Window, Wire
 from edge_cascade.onnx_file import inspect_model
 from edge_cascade.policy import SAMPLE, Plan, Precision, Rung
 from edge_cascade.preprocess import normalise

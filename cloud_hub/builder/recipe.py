@@ -26,7 +26,7 @@ from cloud_hub.builder.build import FULL_MODEL, BuildReport, Calibration, build_
 from cloud_hub.builder.export import export_full
 from cloud_hub.builder.network import Network
 from cloud_hub.builder.training import Augment, Distillation, Schedule, predict, train_edge, train_full
-from edge_cascade.bundle import Preprocess, Window, Wire
+from edge_cascade.manifest import Preprocess, Window, Wire
 from edge_cascade.preprocess import normalise
 from edge_cascade.tensors import through_wire
 

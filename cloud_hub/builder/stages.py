@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloud_hub.builder.export import INPUT, LOGITS, features_name, float_value, logits_name, make_model
 from cloud_hub.builder.network import Network
-from edge_cascade.bundle import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
+from edge_cascade.manifest import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
 from edge_cascade.onnx_file import PLACEHOLDER_LOCATION
 from edge_cascade.scores import HEAD_WIDTH, SMALLEST_PROBABILITY
 

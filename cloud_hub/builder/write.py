@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_safetensors
 
 from edge_cascade.bundle import (
-    FORMAT,
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
     GRAPH,
     MANIFEST,
-    STAGE_INPUT,
     WEIGHTS,
     WEIGHTS_BLOB,
+    bundle_id_of,
+)
+from edge_cascade.durable import sync_directory, write_durably
+from edge_cascade.manifest import (
+    FORMAT,
+    STAGE_INPUT,
     Bounds,
     FileEntry,
     GraphManifest,
@@ -34,9 +38,7 @@ from edge_cascade.bundle import (
     WeightsManifest,
     Window,
     Wire,
-    bundle_id_of,
 )
-from edge_cascade.durable import sync_directory, write_durably
 from edge_cascade.policy import Plan, Precision
 
 

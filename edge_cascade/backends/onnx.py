@@ -17,8 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
 
-from edge_cascade.bundle import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE, StageModel
+from edge_cascade.bundle import StageModel
 from edge_cascade.errors import BackendError
+from edge_cascade.manifest import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
 from edge_cascade.onnx_file import inspect_model
 from edge_cascade.scores import HEAD_WIDTH
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_cascade.bundle import Window
+from edge_cascade.manifest import Window
 from edge_daemon.inlet.decode import SampleError
 
 Array = NDArray[np.float32]

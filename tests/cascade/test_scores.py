@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_cascade.bundle import Preprocess
+from edge_cascade.manifest import Preprocess
 from edge_cascade.preprocess import normalise
 from edge_cascade.scores import LABEL, PROBABILITY, SCORE_COLUMN, head_of_logits, softmax
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_cascade.bundle import Wire
 from edge_cascade.errors import ProtocolError, TooLargeError
+from edge_cascade.manifest import Wire
 from edge_cascade.tensors import decode_tensor, deflate_bytes, encode_tensor, inflate_bytes, through_wire
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=4, max_side=9)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_cascade.bundle import Window
+from edge_cascade.manifest import Window
 from edge_cascade.mqtt import Broker, Incoming
 from edge_daemon.inlet.acks import OrderedAcks
 from edge_daemon.inlet.decode import SampleError, make_decoder, shape_sample

@@ -8,9 +8,9 @@ import numpy as np
 
 from cloud_hub.core.delivery import Delivery, NewCase
 from cloud_hub.models import HubModel
-from edge_cascade.bundle import Preprocess, Wire
 from edge_cascade.codec import decode, encode, split_frame
 from edge_cascade.gate import Exit
+from edge_cascade.manifest import Preprocess, Wire
 from edge_cascade.messages import Case, CaseBatch, Reason, Status, Use, pack_exits
 from edge_cascade.mqtt import Broker, MqttSession
 from edge_cascade.tensors import encode_tensor

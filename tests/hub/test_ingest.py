@@ -15,8 +15,8 @@ from cloud_hub.intake import Intake
 from cloud_hub.reading import Reader
 from cloud_hub.store.queries import CaseFilter, find_cases, list_devices, totals
 from cloud_hub.store.store import Store
-from edge_cascade.bundle import Wire
 from edge_cascade.codec import decode, encode, frame_digest
+from edge_cascade.manifest import Wire
 from edge_cascade.messages import (
     Acks,
     ClientUpdate,

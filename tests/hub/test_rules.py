@@ -16,9 +16,9 @@ from cloud_hub.core.outbox import (
     select_frames,
     select_turn,
 )
-from edge_cascade.bundle import Wire
 from edge_cascade.codec import encode
 from edge_cascade.gate import Exit
+from edge_cascade.manifest import Wire
 from edge_cascade.messages import Reason, Use
 from edge_cascade.tensors import encode_tensor
 from tests.hub.fleet import BOOT, a_batch, a_case, a_delivery, sample
