@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from edge_cascade.burst import Burst
 from edge_cascade.codec import Reassembler, decode
 from edge_cascade.errors import ProtocolError
 from edge_cascade.messages import (
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES: Final = 16 * 2**20
 MAX_HELD_BYTES: Final = 16 * 2**20
 REMEMBERED_VERDICTS: Final = 8192
-BURST_S: Final = 60.0
-"""Malformed messages nearer to each other than this are one burst, and one line in the log."""
 
 OnVerdict = Callable[[str, bytes, Verdict], None]
 """Model, digest of the full model, verdict. Returns once the verdict is passed on; raises if it is not."""
@@ -66,7 +65,7 @@ class Downlink:
         self._on_round = on_round
         self._reassembler = Reassembler(max_held_bytes=MAX_HELD_BYTES)
         self._passed_on: OrderedDict[tuple[bytes, int], int] = OrderedDict()
-        self._last_malformed_s = float("-inf")
+        self._burst = Burst()
 
     def read(self, channel: Down, payload: bytes, *, now_s: float) -> Acks | Receipts | None:
         """Deal with one payload. Acknowledgements are for the caller; receipts are to be sent."""
@@ -141,6 +140,7 @@ class Downlink:
 
     def _note_malformed(self, channel: Down, error: ProtocolError, now_s: float) -> None:
         self.counts.malformed += 1
-        if now_s - self._last_malformed_s >= BURST_S:
-            log.warning("malformed message from the hub channel=%s: %s", channel, str(error)[:200])
-        self._last_malformed_s = now_s
+        kept_back = self._burst.note(now_s=now_s)
+        if kept_back is not None:
+            why = str(error)[:200]
+            log.warning("malformed message from the hub channel=%s kept_back=%d: %s", channel, kept_back, why)
