@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from cloud_hub.admin.documents import Problem
 from cloud_hub.admin.problems import PROBLEM_JSON
-
-if TYPE_CHECKING:
-    from cloud_hub.admin.routes import Route
+from cloud_hub.admin.route import Route
 
 API_VERSION: Final = "1"
 _REFERENCE: Final = "#/components/schemas/{name}"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,7 +16,7 @@ from cloud_hub.admin import documents as doc
 from cloud_hub.admin.metrics import METRICS_TYPE, render_metrics, stats_document
 from cloud_hub.admin.openapi import openapi_document
 from cloud_hub.admin.problems import ProblemError
-from cloud_hub.admin.tokens import Scope, TokenInfo
+from cloud_hub.admin.route import JSON, TOKEN, Context, Route
 from cloud_hub.errors import HubError, ModelError, NotFoundError
 from cloud_hub.models import HubModel
 from cloud_hub.store.deliveries import Place
@@ -27,55 +26,26 @@ from edge_cascade.errors import ProtocolError
 from edge_cascade.messages import Source, pack_probabilities
 from edge_cascade.tensors import decode_tensor
 
-if TYPE_CHECKING:
-    from cloud_hub.admin.service import Service
-
-JSON: Final = "application/json"
 NPY: Final = "application/octet-stream"
 
 QueryT = TypeVar("QueryT", bound=msgspec.Struct)
-Handler = Callable[["Service", web.Request], Awaitable[web.Response]]
-
-# Keys under which a request carries what the middleware found out.
-TOKEN: Final = web.RequestKey("token", TokenInfo)
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One operation. `scope` None: no token on loopback, `read` from elsewhere."""
-
-    method: str
-    path: str
-    handler: Handler
-    scope: Scope | None
-    summary: str
-    tag: str
-    answer: type[msgspec.Struct] | None
-    """None where the answer is no JSON of ours; `answer_type` says what it is."""
-    answer_type: str = JSON
-    query: type[msgspec.Struct] | None = None
-    body: type[msgspec.Struct] | None = None
-    path_parameters: tuple[str, ...] = ()
-    errors: tuple[int, ...] = ()
-    also: tuple[int, ...] = ()
-    """Other statuses with the same document."""
-
-
-async def _devices(service: Service, request: web.Request) -> web.Response:
+async def _devices(hub: Context, request: web.Request) -> web.Response:
     query = _query(request, doc.DeviceQuery)
-    rows = await service.store.database.run_async(
+    rows = await hub.store.database.run_async(
         lambda c: list_devices(c, after=query.cursor, limit=query.limit + 1)
     )
     page = [doc.device_document(row) for row in rows[: query.limit]]
     return _json(doc.Devices(devices=page, next=page[-1].name if len(rows) > query.limit else None))
 
 
-async def _cases(service: Service, request: web.Request) -> web.Response:
+async def _cases(hub: Context, request: web.Request) -> web.Response:
     query = _query(request, doc.CaseQuery)
     wanted = CaseFilter(
         device=query.device,
         model=query.model,
-        label=_label_filter(service.models, query),
+        label=_label_filter(hub.models, query),
         source=None if query.source is None else Source[query.source.upper()],
         escalated=query.escalated,
         audited=query.audited,
@@ -84,16 +54,16 @@ async def _cases(service: Service, request: web.Request) -> web.Response:
         has_verdict=query.verdict,
     )
     before = None if query.cursor is None else int(query.cursor)
-    rows = await service.store.database.run_async(
+    rows = await hub.store.database.run_async(
         lambda c: find_cases(c, wanted, before=before, limit=query.limit + 1)
     )
-    page = [doc.case_document(row, service.models.get(row["model"])) for row in rows[: query.limit]]
+    page = [doc.case_document(row, hub.models.get(row["model"])) for row in rows[: query.limit]]
     return _json(doc.Cases(cases=page, next=str(page[-1].id) if len(rows) > query.limit else None))
 
 
-async def _case(service: Service, request: web.Request) -> web.Response:
-    row, labels = await service.store.database.run_async(lambda c: get_case(c, _case_id(request)))
-    model = service.models.get(row["model"])
+async def _case(hub: Context, request: web.Request) -> web.Response:
+    row, labels = await hub.store.database.run_async(lambda c: get_case(c, _case_id(request)))
+    model = hub.models.get(row["model"])
     return _json(
         doc.CaseDetail(
             case=doc.case_document(row, model), labels=[doc.label_document(one, model) for one in labels]
@@ -101,11 +71,11 @@ async def _case(service: Service, request: web.Request) -> web.Response:
     )
 
 
-async def _tensor(service: Service, request: web.Request) -> web.Response:
-    row, _ = await service.store.database.run_async(lambda c: get_case(c, _case_id(request)))
+async def _tensor(hub: Context, request: web.Request) -> web.Response:
+    row, _ = await hub.store.database.run_async(lambda c: get_case(c, _case_id(request)))
     place = Place(row["blob"], row["blob_offset"], row["blob_length"])
     try:
-        x = decode_tensor(service.store.tensor_bytes(place, row["tensor_bytes"]))
+        x = decode_tensor(hub.store.tensor_bytes(place, row["tensor_bytes"]))
     except ProtocolError as error:
         raise ProblemError(
             HTTPStatus.INTERNAL_SERVER_ERROR, f"the stored tensor is damaged: {error}"
@@ -120,7 +90,7 @@ async def _tensor(service: Service, request: web.Request) -> web.Response:
     )
 
 
-async def _label(service: Service, request: web.Request) -> web.Response:
+async def _label(hub: Context, request: web.Request) -> web.Response:
     case_id = _case_id(request)
     try:
         asked = msgspec.json.decode(await request.read(), type=doc.LabelRequest)
@@ -128,8 +98,8 @@ async def _label(service: Service, request: web.Request) -> web.Response:
         raise ProblemError(
             HTTPStatus.BAD_REQUEST, f'the body must be like {{"label": "name"}}: {error}'
         ) from error
-    row, _ = await service.store.database.run_async(lambda c: get_case(c, case_id))
-    model = service.models.get(row["model"])
+    row, _ = await hub.store.database.run_async(lambda c: get_case(c, case_id))
+    model = hub.models.get(row["model"])
     if model is None:
         raise ProblemError(
             HTTPStatus.CONFLICT,
@@ -143,7 +113,7 @@ async def _label(service: Service, request: web.Request) -> web.Response:
     certain = pack_probabilities([float(index == label) for index in range(len(model.labels))])
     speaker = request[TOKEN].name
     now_ms = time.time_ns() // 1_000_000
-    revision = await service.store.database.run_async(
+    revision = await hub.store.database.run_async(
         lambda c: label_case(
             c,
             case_id,
@@ -154,35 +124,35 @@ async def _label(service: Service, request: web.Request) -> web.Response:
             now_ms=now_ms,
         )
     )
-    service.on_labelled(row["device"])
+    hub.on_labelled(row["device"])
     return _json(doc.Labelled(case=case_id, label=label, label_name=model.labels[label], revision=revision))
 
 
-async def _stats(service: Service, _: web.Request) -> web.Response:
-    found = await service.store.database.run_async(totals)
-    return _json(stats_document(found, service.vitals()))
+async def _stats(hub: Context, _: web.Request) -> web.Response:
+    found = await hub.store.database.run_async(totals)
+    return _json(stats_document(found, hub.vitals()))
 
 
-async def _metrics(service: Service, _: web.Request) -> web.Response:
-    found = await service.store.database.run_async(totals)
-    stats = stats_document(found, service.vitals())
+async def _metrics(hub: Context, _: web.Request) -> web.Response:
+    found = await hub.store.database.run_async(totals)
+    stats = stats_document(found, hub.vitals())
     return web.Response(
-        body=render_metrics(stats, service.vitals(), set(service.models)),
+        body=render_metrics(stats, hub.vitals(), set(hub.models)),
         headers={"Content-Type": METRICS_TYPE},
     )
 
 
-async def _healthz(_: Service, __: web.Request) -> web.Response:
+async def _healthz(_: Context, __: web.Request) -> web.Response:
     return _json(doc.Health(status="ok", problems=[]))
 
 
-async def _readyz(service: Service, _: web.Request) -> web.Response:
-    problems = service.problems()
+async def _readyz(hub: Context, _: web.Request) -> web.Response:
+    problems = hub.problems()
     health = doc.Health(status="unready" if problems else "ok", problems=problems)
     return _json(health, HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK)
 
 
-async def _openapi(_: Service, __: web.Request) -> web.Response:
+async def _openapi(_: Context, __: web.Request) -> web.Response:
     return web.Response(body=msgspec.json.encode(openapi_document(ROUTES)), content_type=JSON)
 
 

@@ -19,7 +19,8 @@ from aiohttp.typedefs import Handler as AiohttpHandler
 
 from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.problems import ProblemError, problem_response
-from cloud_hub.admin.routes import ROUTES, TOKEN, Route, status_of
+from cloud_hub.admin.route import TOKEN, Context, Route
+from cloud_hub.admin.routes import ROUTES, status_of
 from cloud_hub.admin.tokens import check_token
 from cloud_hub.core.failures import FailureLimit
 from cloud_hub.errors import HubError, ListenError
@@ -44,11 +45,7 @@ class Service:
         problems: Callable[[], list[str]],
         on_labelled: Callable[[str], None],
     ) -> None:
-        self.store = store
-        self.models = models
-        self.vitals = vitals
-        self.problems = problems
-        self.on_labelled = on_labelled
+        self._context = Context(store, models, vitals, problems, on_labelled)
         self._failures = FailureLimit()
         self._runner: web.AppRunner | None = None
 
@@ -88,7 +85,7 @@ class Service:
     async def _serve(self, route: Route, request: web.Request) -> web.StreamResponse:
         if route.scope is not None or not _is_loopback(request.remote):
             await self._authorise(route, request)
-        return await route.handler(self, request)
+        return await route.handler(self._context, request)
 
     async def _authorise(self, route: Route, request: web.Request) -> None:
         address = request.remote or ""
@@ -103,7 +100,7 @@ class Service:
         known = None
         if scheme.lower() == "bearer" and token:
             now_ms = time.time_ns() // 1_000_000
-            known = await self.store.database.run_async(
+            known = await self._context.store.database.run_async(
                 lambda c: check_token(c, token.strip(), now_ms=now_ms)
             )
             if known is None:

@@ -1,0 +1,55 @@
+"""What a route of the REST interface is, and what its handler is given. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from cloud_hub.admin.metrics import Vitals
+from cloud_hub.admin.tokens import Scope, TokenInfo
+from cloud_hub.models import HubModel
+from cloud_hub.store.store import Store
+
+JSON: Final = "application/json"
+
+# Keys under which a request carries what the middleware found out.
+TOKEN: Final = web.RequestKey("token", TokenInfo)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of the hub that handlers ask. `on_labelled` is told whose case a person has labelled."""
+
+    store: Store
+    models: Mapping[str, HubModel]
+    vitals: Callable[[], Vitals]
+    problems: Callable[[], list[str]]
+    on_labelled: Callable[[str], None]
+
+
+Handler = Callable[[Context, web.Request], Awaitable[web.Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation. `scope` None: no token on loopback, `read` from elsewhere."""
+
+    method: str
+    path: str
+    handler: Handler
+    scope: Scope | None
+    summary: str
+    tag: str
+    answer: type[msgspec.Struct] | None
+    """None where the answer is no JSON of ours; `answer_type` says what it is."""
+    answer_type: str = JSON
+    query: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | None = None
+    path_parameters: tuple[str, ...] = ()
+    errors: tuple[int, ...] = ()
+    also: tuple[int, ...] = ()
+    """Other statuses with the same document."""
