@@ -135,7 +135,9 @@ def _print_report(console: Console, report: SimulationReport) -> None:
         f"{name}: {count / total:.1%}" for name, count in report.answered_by_precision.items()
     )
     table = Table(
-        title=f"{report.model}: {report.devices} boards, {report.samples} samples", title_justify="left"
+        title=f"{report.model}: {report.devices} boards, {report.samples} samples",
+        title_justify="left",
+        show_header=False,
     )
     table.add_column("")
     table.add_column("", justify="left")
