@@ -8,6 +8,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Final
 
 from cloud_hub.config import add_config_argument, load_config, warnings_about
@@ -32,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The commands of every area."""
-    parser = argparse.ArgumentParser(prog="cloud-hub", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="cloud-hub",
+        description="Take the fleet's uncertain cases, answer them with the full model, keep them all.",
+    )
+    parser.add_argument("--version", action="version", version=f"cloud-hub {version('edge-daemon')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = subparsers.add_parser("run", help="run the hub until SIGTERM")
     run.set_defaults(run=_run)

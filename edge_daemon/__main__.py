@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, required=True, metavar="FILE", help="the TOML configuration")
     run.set_defaults(run=_run)
     check = commands.add_parser("check-config", help="say whether a configuration would start")
-    check.add_argument("config", type=Path, metavar="FILE")
+    check.add_argument("--config", type=Path, required=True, metavar="FILE", help="the TOML configuration")
     check.set_defaults(run=_check_config)
     return parser
 

@@ -4,6 +4,7 @@ EdgeError
 ├── ConfigError          a configuration that cannot be meant: one line with file, key, value and fix
 ├── ModelError           a bundle that is missing, damaged or not for this daemon
 ├── ListenError          an address that cannot be listened on
+├── SimulationError      something that `--simulate` needs is missing or did not start
 └── SpoolError           the queue on disk did not take, find or give up something
     ├── SpoolFullError       one item above the spool's whole limit, or more waiting than memory may hold
     ├── SpoolClosedError     asked after `close` or before `open`
@@ -19,6 +20,8 @@ Exit codes (`edge-daemon run`, `check-config`; sysexits.h is not used, its meani
     11  ModelError
     12  ListenError
     20  SpoolError at start; later ones are counted and lived with
+    30  `--simulate` lost or duplicated something
+    31  SimulationError
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ EXIT_CONFIG: Final = 10
 EXIT_MODEL: Final = 11
 EXIT_LISTEN: Final = 12
 EXIT_SPOOL: Final = 20
+EXIT_LOST: Final = 30
+EXIT_SIMULATION: Final = 31
 
 
 class EdgeError(Exception):
@@ -56,6 +61,12 @@ class ListenError(EdgeError):
     """An address that cannot be listened on."""
 
     exit_code = EXIT_LISTEN
+
+
+class SimulationError(EdgeError):
+    """Something that the simulation needs is missing or did not start: says what to do."""
+
+    exit_code = EXIT_SIMULATION
 
 
 class SpoolError(EdgeError):

@@ -79,7 +79,7 @@ class Database:
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             path = Path(self._url.database)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._lock = os.open(f"{path}{LOCK_SUFFIX}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
                 raise StoreUnavailableError(f"{error.filename}: {error.strerror}") from error

@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from edge_cascade.mqtt import Broker
-from edge_daemon.errors import EdgeError
+from edge_daemon.errors import SimulationError
 
 BrokerKind = Literal["mosquitto", "embedded"]
 
 SITE_USER: Final = "site"
 START_TIMEOUT_S: Final = 15.0
-
-
-class SimulationError(EdgeError):
-    """Something that the simulation needs is missing or did not start: says what to do."""
 
 
 def available_broker() -> BrokerKind:

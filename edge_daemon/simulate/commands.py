@@ -18,14 +18,13 @@ from rich.table import Table
 
 from edge_cascade.durable import write_durably
 from edge_cascade.shipped import shipped_models
-from edge_daemon.errors import EXIT_OK
-from edge_daemon.simulate.brokers import SimulationError, available_broker
+from edge_daemon.errors import EXIT_LOST, EXIT_OK, SimulationError
+from edge_daemon.simulate.brokers import available_broker
 
 if TYPE_CHECKING:
     from edge_daemon.simulate.fleet import Progress
     from edge_daemon.simulate.ledger import SimulationReport
 
-EXIT_LOST: Final = 30
 REFRESH_S: Final = 0.2
 
 
@@ -82,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rate", type=_rate, default=50.0, metavar="HZ", help="samples a second of each board"
     )
-    parser.add_argument("--model", default="vibration", metavar="NAME", help=", ".join(shipped_models()))
+    parser.add_argument(
+        "--model", default="vibration", choices=shipped_models(), help="what the boards classify"
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="of sensors and audit coins")
     parser.add_argument(
         "--drift", type=_share, default=0.0, metavar="X", help="0..1: how far the world has moved"

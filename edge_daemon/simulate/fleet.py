@@ -39,7 +39,8 @@ from edge_daemon.config import (
     SourceConfig,
 )
 from edge_daemon.daemon import Daemon
-from edge_daemon.simulate.brokers import BrokerKind, SimulationError, SiteBroker
+from edge_daemon.errors import SimulationError
+from edge_daemon.simulate.brokers import BrokerKind, SiteBroker
 from edge_daemon.simulate.hub import SimulatedHub
 from edge_daemon.simulate.ledger import (
     AnswerView,

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_cascade.mqtt import Broker
+from edge_daemon.errors import SimulationError
 from edge_daemon.simulate.brokers import (
     BrokerKind,
     ChildProcess,
-    SimulationError,
     embedded,
     free_port,
     mosquitto,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cascade.shipped import shipped_model_dir
-from edge_daemon.simulate.brokers import SimulationError
+from edge_daemon.errors import SimulationError
 from edge_daemon.simulate.vibration import VibrationSource
 
 Labelled = tuple[NDArray[np.float32], int]
