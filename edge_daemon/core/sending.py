@@ -11,7 +11,7 @@ complained about share one, everything else goes alone. Rules:
 - A frame that the hub cannot read is split into its rows. A row refused alone is put back for a while, and
   given up only after `REFUSALS_BEFORE_DROP` refusals over at least `REFUSED_FOR_S`: an older hub, soon to be
   updated, looks just like a damaged row. A restart counts anew; in the end the row expires.
-- Any acknowledgement ends the pause, and the hub's greeting shortens it.
+- Any acknowledgement ends the pause. The hub's greeting shortens it, and the wait for what is in the air.
 
 Time is an argument, and so is chance.
 """
@@ -143,7 +143,7 @@ def next_state(  # noqa: PLR0912 - one branch an event
         case Greeted():
             # One row is tried first, as after any pause: the hub may have fallen again.
             soon_s = now_s + rng.uniform(0.0, GREETING_SPREAD_S)
-            state = replace(state, pause_until_s=min(state.pause_until_s, soon_s))
+            state = replace(_hurried(state, soon_s), pause_until_s=min(state.pause_until_s, soon_s))
         case Rejected():
             effects += [Drop(event.boot, seq, DropReason.REJECTED) for seq in event.seqs]
             state = _heard(_settle(state, event.boot, event.seqs), now_s)
@@ -225,6 +225,21 @@ def _with_deadline(state: SendingState, token: int, part: int, deadline_s: float
         return state
     parts = {**flight.parts, part: replace(flight.parts[part], deadline_s=deadline_s)}
     return replace(state, flights={**state.flights, token: replace(flight, parts=parts)})
+
+
+def _hurried(state: SendingState, deadline_s: float) -> SendingState:
+    """What is in the air may have reached the broker before the hub did: then nobody will acknowledge it."""
+    flights = {
+        token: replace(
+            flight,
+            parts={
+                index: replace(part, deadline_s=min(part.deadline_s, deadline_s))
+                for index, part in flight.parts.items()
+            },
+        )
+        for token, flight in state.flights.items()
+    }
+    return replace(state, flights=flights)
 
 
 def _settle(state: SendingState, boot: bytes, seqs: tuple[int, ...]) -> SendingState:

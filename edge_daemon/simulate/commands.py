@@ -128,7 +128,8 @@ class _Watcher:
 def _print_report(console: Console, report: SimulationReport) -> None:
     total = max(report.samples, 1)
     saved = 1.0 - report.bytes_up / max(report.bytes_cloud_only, 1)
-    cost_points = (report.accuracy.cloud - report.accuracy.cascade) * 100
+    points = (report.accuracy.cascade - report.accuracy.cloud) * 100
+    compared = f"{abs(points):.2f} points {'below' if points < 0 else 'above'} the full model"
     by_exit = ", ".join(
         f"exit {name}: {count / total:.1%}" for name, count in report.answered_by_exit.items()
     )
@@ -158,10 +159,7 @@ def _print_report(console: Console, report: SimulationReport) -> None:
         ),
         (
             "bytes up",
-            (
-                f"{report.bytes_up:,} instead of {report.bytes_cloud_only:,}: {saved:.1%} saved "
-                f"for {cost_points:+.2f} points of accuracy"
-            ),
+            (f"{report.bytes_up:,} instead of {report.bytes_cloud_only:,}: {saved:.1%} saved, {compared}"),
         ),
         ("bytes down", f"{report.bytes_down:,}"),
         ("answer latency", f"p50 {report.latency_us.p50:,.0f} us, p99 {report.latency_us.p99:,.0f} us"),

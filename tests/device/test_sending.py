@@ -204,6 +204,20 @@ def test_the_hubs_greeting_shortens_a_long_pause_and_one_row_is_tried_first():
     assert course.feed(Tick(), after_s=GREETING_SPREAD_S) == [PROBE]
 
 
+def test_what_was_in_the_air_when_the_hub_greeted_is_soon_sent_again():
+    course = flying(1)
+    assert course.feed(Greeted()) == []
+    assert course.feed(Tick(), after_s=GREETING_SPREAD_S) == [Release(1)]
+    assert course.feed(Tick(), after_s=course.state.pause_until_s - course.now_s) == [PROBE]
+
+
+def test_an_acknowledgement_after_the_greeting_is_in_time():
+    course = flying(1)
+    course.feed(Greeted())
+    assert course.feed(Acked(BOOT, (1,))) == [Acknowledge(BOOT, (1,))]
+    assert course.state.failures == 0
+
+
 def test_a_greeting_makes_no_pause_longer_and_starts_none():
     course = idle()
     before = course.state
