@@ -406,3 +406,11 @@ def assert_documented(rendered, prefix):
 def test_links_between_documents_lead_somewhere(path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def test_the_readme_has_the_quickstart_word_for_word():
+    example = (ROOT / "examples/quickstart/README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```.*?^```$", example, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 5
+    assert [block for block in blocks if block not in readme] == []
