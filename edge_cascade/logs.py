@@ -19,6 +19,6 @@ def start_logging(level: str) -> None:
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Not of a request that is no HTTP: aiohttp tells of it in a traceback that quotes it, tokens included."""
+    """Not what aiohttp says of a request that is no HTTP: a traceback that quotes it, tokens included."""
     error = record.exc_info[1] if record.exc_info else None
     return type(error).__module__ != "aiohttp.http_exceptions"

@@ -33,12 +33,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_cascade.errors import CascadeError
+from edge_cascade.mqtt_client import ShortWayClient
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_S: Final = 0.5
 LONGEST_RETRY_S: Final = 60.0
-MAX_IN_FLIGHT: Final = 100
+MAX_UNCONFIRMED: Final = 1000
+"""Messages that the broker has not acknowledged yet; no more are taken."""
 # Fixed header, topic length, packet id and properties around a payload (MQTT 5, section 3.3).
 PACKET_OVERHEAD_BYTES: Final = 64
 # MQTT 5, section 3.4.2.1: a success, but nobody has subscribed.
@@ -115,8 +117,7 @@ class Will:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A message as it came. `ack` is called once it is dealt with, from any thread (QoS 1, manual only)."""
 
     topic: str
@@ -155,6 +156,7 @@ class MqttSession:
         expiry_s: int = 0,
         manual_ack: bool = False,
         receive_maximum: int | None = None,
+        max_unconfirmed: int = MAX_UNCONFIRMED,
         forget_on_down: bool = False,
     ) -> None:
         self._broker = broker
@@ -168,6 +170,7 @@ class MqttSession:
         self._expiry_s = expiry_s
         self._manual_ack = manual_ack
         self._receive_maximum = receive_maximum
+        self._max_unconfirmed = max_unconfirmed
         self._forget_on_down = forget_on_down
         self._state = State.STOPPED
         self._protocol: Literal[4, 5] = PROTOCOLS[broker.protocol]
@@ -254,7 +257,7 @@ class MqttSession:
 
     def _build_client(self) -> paho.Client:
         is_five = self._protocol == 5
-        client = paho.Client(
+        client = ShortWayClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=MQTTProtocolVersion(self._protocol),
@@ -262,8 +265,11 @@ class MqttSession:
             clean_session=None if is_five else self._expiry_s == 0,
             manual_ack=self._manual_ack,
         )
-        client.max_inflight_messages_set(MAX_IN_FLIGHT)
-        client.max_queued_messages_set(10 * MAX_IN_FLIGHT)
+        # No window within these: a PUBACK comes behind all that the broker has sent before it, so a window
+        # shuts as soon as messages come faster than they are read; and to move it, paho goes through all
+        # that wait at each PUBACK.
+        client.max_inflight_messages_set(0)
+        client.max_queued_messages_set(self._max_unconfirmed)
         client.connect_timeout = 10.0
         client.on_connect = self._connected
         client.on_connect_fail = self._connect_failed

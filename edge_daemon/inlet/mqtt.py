@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 # How long the broker keeps what was not acknowledged while the daemon restarts.
 SESSION_EXPIRY_S = 3600
 RECEIVE_MAXIMUM = 1000
+# An answer more than this behind its PUBACK is not published: several times what can be unanswered at once.
+MAX_UNCONFIRMED = 10_000
 MAX_SENSOR_LENGTH = 128
 
 
@@ -74,6 +76,7 @@ class MqttInlet:
             expiry_s=SESSION_EXPIRY_S,
             manual_ack=True,
             receive_maximum=RECEIVE_MAXIMUM,
+            max_unconfirmed=MAX_UNCONFIRMED,
         )
         self._acks = OrderedAcks(self.session.ack)
 

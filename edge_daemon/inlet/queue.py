@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from edge_daemon.inlet.acks import Ticket
 from edge_daemon.pipeline import Sample
 
 
-@dataclass(frozen=True, slots=True)
-class Queued:
+class Queued(msgspec.Struct, frozen=True):
     """A sample on its way, the model that will answer it and the message that it is a part of."""
 
     model: str

@@ -1,0 +1,479 @@
+"""A message in to its result out, through a real broker, beside a minimal loop that does no more than answer.
+
+Three subjects take turns in the same run, all of them up all the time, each a process of its own on one core:
+
+    device      edge-daemon as configured by default, 5 % of the samples spooled (SQLite, FULL) and uploaded
+    no hub      the same with `hub.enabled = false`
+    minimal     `minimal_loop`: paho, one session with the same layers, TCP_NODELAY
+
+mosquitto, the load generator and the consumer that acknowledges the cases have the other core. The broker is
+configured to lose nothing by itself: 1,000 messages in flight, no limit on what is queued, TCP_NODELAY. Every
+sample is counted: sent = answered + shed + unpublished + unaccounted, where the device's own /metrics says
+what it shed and which answers no broker took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+import numpy as np
+
+from benchmarks import bundle as benchmark_bundle
+from benchmarks.harness import Spread, machine_line, parse_options, print_table, spread_of, write_json
+from benchmarks.load import LoadGenerator
+from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.ladder import Ladder
+from edge_daemon.models import open_stage
+from edge_daemon.simulate.brokers import find_mosquitto, free_port
+
+Kind = Literal["raw", "json"]
+
+ESCALATED_SHARE: Final = 0.05
+LATENCY_RATE_HZ: Final = 200.0
+RATES_HZ: Final = (1000, 2000, 4000, 6000, 8000)
+_SLICE: Final = 400
+_WARM_UP: Final = 200
+_POOL: Final = 400
+_BEHIND_S: Final = 0.1
+"""A rate is held if this long after the last sample was sent every one is answered."""
+
+_SHED: Final = "edge_shed_total"
+_UNPUBLISHED: Final = "edge_results_unpublished_total"
+_KINDS: Final[tuple[Kind, ...]] = ("raw", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A process that answers what is published below `root`; `metrics_port` is None where nothing is told."""
+
+    name: str
+    root: str
+    pid: int
+    metrics_port: int | None
+
+    def counter(self, name: str) -> int:
+        """One of its counters, summed over its labels; 0 where nothing is told."""
+        return 0 if self.metrics_port is None else _metric(self.metrics_port, name)
+
+    def cpu_s(self) -> float:
+        """Processor time it has used so far: another process's clock, by Linux's rule for its number."""
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One step of the climb to the highest rate."""
+
+    subject: str
+    kind: Kind
+    rate_hz: int
+    offered_hz: float
+    sent: int
+    answered: int
+    answered_hz: float
+    shed: int
+    unpublished: int
+    repeated: int
+    late: int
+    cpu_us: float
+    latency_us: Spread
+
+    @property
+    def unaccounted(self) -> int:
+        """Neither answered nor counted by the device."""
+        return self.sent - self.answered - self.shed - self.unpublished
+
+    @property
+    def is_held(self) -> bool:
+        """Whether every sample was answered, and none much later than it came."""
+        return self.answered == self.sent and self.late == 0
+
+
+@dataclass(slots=True)
+class Latency:
+    """All answers of one subject at the even pace."""
+
+    subject: str
+    kind: Kind
+    us: list[float] = field(default_factory=list)
+    lost: int = 0
+    cpu_s: float = 0.0
+
+
+@contextmanager
+def running(
+    name: str,
+    command: Sequence[str],
+    directory: Path,
+    core: int | None,
+    environ: dict[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process on one core, ended at the end; its output in `<name>.log`."""
+    with (directory / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **(environ or {})},
+            preexec_fn=None if core is None else partial(os.sched_setaffinity, 0, {core}),  # noqa: PLW1509
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def serve_all(
+    stack: ExitStack,
+    built: benchmark_bundle.Built,
+    directory: Path,
+    cores: tuple[int | None, int | None],
+    qos: int,
+) -> tuple[int, list[Subject]]:
+    """Start the broker, the hub's stand-in and the three subjects; the broker's port and the subjects."""
+    own, other = cores
+    broker_port = free_port()
+    configuration = directory / "mosquitto.conf"
+    configuration.write_text(_BROKER.format(port=broker_port), encoding="utf-8")
+    mosquitto = find_mosquitto()
+    if mosquitto is None:
+        raise SystemExit("benchmarks.mqtt: no mosquitto (apt-get install mosquitto)")
+    stack.enter_context(running("mosquitto", [mosquitto, "-c", str(configuration)], directory, other))
+    _wait_for_port(broker_port)
+    hub = [sys.executable, "-m", "benchmarks.acknowledging_hub", "--port", str(broker_port)]
+    stack.enter_context(running("hub", hub, directory, other))
+
+    bundle = load_bundle(built.bundle)
+    point = choose_point(bundle)
+    subjects = []
+    for name, root, hub_enabled in (("device", "a", True), ("device, no hub", "b", False)):
+        port = free_port()
+        state = directory / root
+        state.mkdir()
+        config = directory / f"{root}.toml"
+        config.write_text(
+            _DEVICE.format(
+                root=root,
+                state=state,
+                bundle=built.bundle,
+                point=point,
+                broker=broker_port,
+                qos=qos,
+                hub="true" if hub_enabled else "false",
+                http=port,
+            ),
+            encoding="utf-8",
+        )
+        command = [sys.executable, "-m", "edge_daemon", "run", "--config", str(config)]
+        process = stack.enter_context(running(f"device-{root}", command, directory, own))
+        _wait_until_ready(port)
+        subjects.append(Subject(name, root, process.pid, port))
+    minimal = [sys.executable, "-m", "benchmarks.minimal_loop", "--port", str(broker_port), "--root", "c"]
+    minimal += ["--model", str(built.plain_model), "--qos", str(qos)]
+    process = stack.enter_context(running("minimal", minimal, directory, own))
+    subjects.append(Subject("minimal", "c", process.pid, None))
+    return broker_port, subjects
+
+
+def choose_point(bundle: Bundle) -> int:
+    """The operating point of the default plan that escalates about half of the random samples."""
+    plan = bundle.plan()
+    x = benchmark_bundle.random_samples(_POOL, np.random.default_rng(1))
+    ladder = Ladder(bundle, plan, open_stage)
+
+    def distance(point: int) -> float:
+        ladder.set_point(point)
+        return abs(sum(not climb.accepted for climb in ladder.climb_batch(x)) / len(x) - 0.5)
+
+    return min(range(len(plan.points)), key=distance)
+
+
+def make_payloads(bundle: Bundle) -> dict[Kind, list[bytes]]:
+    """Samples of which the device escalates `ESCALATED_SHARE`, evenly spread."""
+    ladder = Ladder(bundle, bundle.plan(), open_stage, point=choose_point(bundle))
+    x = benchmark_bundle.random_samples(4 * _POOL, np.random.default_rng(2))
+    accepted, escalated = [], []
+    for sample in x:
+        (accepted if ladder.climb(sample).accepted else escalated).append(sample.ravel())
+    every = round(1 / ESCALATED_SHARE)
+    chosen = [
+        escalated[index // every % len(escalated)] if index % every == 0 else accepted[index % len(accepted)]
+        for index in range(_POOL)
+    ]
+    return {
+        "raw": [sample.astype("<f4").tobytes() for sample in chosen],
+        # Four decimals, as a sensor would print them.
+        "json": [msgspec.json.encode([round(float(value), 4) for value in sample]) for sample in chosen],
+    }
+
+
+def measure_latency(
+    load: LoadGenerator,
+    subjects: Sequence[Subject],
+    payloads: dict[Kind, list[bytes]],
+    samples: int,
+    qos: int,
+) -> list[Latency]:
+    """Slices of every (subject, kind) in turn at the even pace."""
+    found = [Latency(subject.name, kind) for subject in subjects for kind in _KINDS]
+    for round_ in range(-(-samples // _SLICE) + 1):
+        for latency, (subject, kind) in zip(
+            found, [(subject, kind) for subject in subjects for kind in _KINDS], strict=True
+        ):
+            cpu_s = subject.cpu_s()
+            count = _SLICE if round_ else _WARM_UP
+            step = load.run(f"{subject.root}/{kind}", payloads[kind], LATENCY_RATE_HZ, count, qos=qos)
+            load.drain(quiet_s=1.0, timeout_s=10.0)
+            if round_:
+                latency.us += step.latency_us
+                latency.lost += step.sent - step.answered
+                latency.cpu_s += subject.cpu_s() - cpu_s
+    return found
+
+
+def measure_rate(
+    load: LoadGenerator,
+    subject: Subject,
+    kind: Kind,
+    payloads: Sequence[bytes],
+    rate_hz: int,
+    seconds: float,
+    qos: int,
+) -> Held:
+    """One step: how many of the samples were answered in time, later, shed, or are not accounted for."""
+    before = {name: subject.counter(name) for name in (_SHED, _UNPUBLISHED)}
+    cpu_s = subject.cpu_s()
+    step = load.run(f"{subject.root}/{kind}", payloads, rate_hz, int(rate_hz * seconds), qos=qos)
+    load.drain(quiet_s=_BEHIND_S, timeout_s=_BEHIND_S)
+    in_time = step.answered
+    load.drain(quiet_s=3.0, timeout_s=60.0)
+    return Held(
+        subject=subject.name,
+        kind=kind,
+        rate_hz=rate_hz,
+        offered_hz=step.sent / step.sending_s,
+        sent=step.sent,
+        answered=step.answered,
+        answered_hz=step.answered / step.answering_s,
+        shed=subject.counter(_SHED) - before[_SHED],
+        unpublished=subject.counter(_UNPUBLISHED) - before[_UNPUBLISHED],
+        repeated=step.repeated,
+        late=step.answered - in_time,
+        cpu_us=(subject.cpu_s() - cpu_s) / step.sent * 1e6,
+        latency_us=spread_of(step.latency_us or [0.0]),
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mqtt", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--samples", type=int, default=2400, help="per subject and format at 200/s")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each step of the rate")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the rates are climbed")
+    parser.add_argument("--rates", type=int, nargs="*", default=RATES_HZ)
+    parser.add_argument("--qos", type=int, choices=(0, 1), default=1, help="of samples and results")
+    options = parse_options(parser)
+    print(machine_line())
+    own, other = _cores()
+    if other is not None:
+        os.sched_setaffinity(0, {other})
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        built = benchmark_bundle.build(directory / "model")
+        payloads = make_payloads(load_bundle(built.bundle))
+        port, subjects = serve_all(stack, built, directory, (own, other), options.qos)
+        load = LoadGenerator(port, [f"{subject.root}/results/+" for subject in subjects])
+        _wait_until_answering(load, subjects, payloads["raw"])
+        latencies = measure_latency(load, subjects, payloads, options.samples, options.qos)
+        _print_latencies(latencies)
+        steps = [
+            measure_rate(load, subject, kind, payloads[kind], rate_hz, options.seconds, options.qos)
+            for _ in range(options.rounds)
+            for kind in _KINDS
+            for rate_hz in options.rates
+            for subject in subjects
+        ]
+        _print_steps(steps)
+        load.close()
+    write_json(
+        options.json,
+        {
+            "qos": options.qos,
+            "latency": [
+                {"subject": each.subject, "kind": each.kind, "us": spread_of(each.us), "lost": each.lost}
+                for each in latencies
+            ],
+            "steps": [{**msgspec.to_builtins(step), "unaccounted": step.unaccounted} for step in steps],
+        },
+    )
+
+
+def _print_latencies(latencies: Sequence[Latency]) -> None:
+    base = {each.kind: spread_of(each.us) for each in latencies if each.subject == "minimal"}
+    rows = []
+    for each in latencies:
+        spread = spread_of(each.us)
+        rows.append(
+            [
+                f"{each.subject}, {each.kind}",
+                str(spread.count),
+                str(each.lost),
+                f"{spread.p50 / 1e3:.2f}",
+                f"{spread.p99 / 1e3:.2f}",
+                f"{spread.p50 / base[each.kind].p50:.2f}",
+                f"{spread.p99 / base[each.kind].p99:.2f}",
+                f"{each.cpu_s / len(each.us) * 1e6:.0f}",
+            ]
+        )
+    print_table(
+        f"At {LATENCY_RATE_HZ:g} samples/s, milliseconds from message in to result out",
+        ["", "samples", "lost", "p50", "p99", "p50 / minimal", "p99 / minimal", "CPU us/sample"],
+        rows,
+    )
+
+
+def _print_steps(steps: Sequence[Held]) -> None:
+    groups: dict[tuple[str, Kind, int], list[Held]] = {}
+    for step in steps:
+        groups.setdefault((step.kind, step.subject, step.rate_hz), []).append(step)  # type: ignore[index]
+    rows = []
+    for (kind, subject, rate_hz), group in sorted(groups.items()):
+        rows.append(
+            [
+                f"{subject}, {kind}, {rate_hz}/s",
+                f"{np.median([step.offered_hz for step in group]):.0f}",
+                f"{sum(step.is_held for step in group)} of {len(group)}",
+                f"{np.median([step.answered_hz for step in group]):.0f}",
+                str(sum(step.sent for step in group)),
+                str(sum(step.answered for step in group)),
+                str(sum(step.late for step in group)),
+                str(sum(step.shed for step in group)),
+                str(sum(step.unpublished for step in group)),
+                str(sum(step.unaccounted for step in group)),
+                f"{np.median([step.latency_us.p50 for step in group]) / 1e3:.1f}",
+                f"{np.median([step.cpu_us for step in group]):.0f}",
+            ]
+        )
+    print_table(
+        "The highest rate that loses nothing",
+        [
+            *("", "offered/s", "held", "answered/s", "sent", "answered", "late", "shed", "unpublished"),
+            *("unaccounted", "p50 ms", "CPU us"),
+        ],
+        rows,
+    )
+
+
+def _wait_until_answering(
+    load: LoadGenerator, subjects: Sequence[Subject], payloads: Sequence[bytes]
+) -> None:
+    for subject in subjects:
+        deadline_s = time.monotonic() + 20.0
+        while True:
+            step = load.run(f"{subject.root}/raw", payloads, 100.0, 1, qos=1)
+            load.drain(quiet_s=0.5, timeout_s=0.5)
+            if step.answered:
+                break
+            if time.monotonic() > deadline_s:
+                raise SystemExit(f"benchmarks.mqtt: {subject.name} does not answer")
+
+
+def _wait_for_port(port: int) -> None:
+    import socket
+
+    for _ in range(500):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise SystemExit("benchmarks.mqtt: mosquitto did not start")
+
+
+def _wait_until_ready(port: int) -> None:
+    for _ in range(1000):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1.0):
+                return
+        except OSError:
+            time.sleep(0.02)
+    raise SystemExit("benchmarks.mqtt: the device did not become ready")
+
+
+def _metric(port: int, name: str) -> int:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5.0) as response:
+        text = response.read().decode()
+    return sum(
+        int(float(value)) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+    )
+
+
+def _cores() -> tuple[int | None, int | None]:
+    """The core of the subjects and the one of everything else; (None, None) where there is only one."""
+    available = sorted(os.sched_getaffinity(0))
+    return (available[1], available[0]) if len(available) > 1 else (None, None)
+
+
+_BROKER: Final = """\
+listener {port} 127.0.0.1
+allow_anonymous true
+set_tcp_nodelay true
+max_inflight_messages 1000
+max_queued_messages 0
+log_type error
+"""
+
+_DEVICE: Final = """\
+[device]
+id = "bench-{root}"
+state_dir = "{state}"
+
+[[models]]
+bundle = "{bundle}"
+point = {point}
+
+[inlet]
+broker.port = {broker}
+
+[[inlet.sources]]
+topic = "{root}/raw/{{sensor}}"
+format = "float32le"
+
+[[inlet.sources]]
+topic = "{root}/json/{{sensor}}"
+format = "json"
+
+[results]
+prefix = "{root}/results"
+qos = {qos}
+
+[hub]
+enabled = {hub}
+broker.port = {broker}
+
+[http]
+port = {http}
+"""
+
+
+if __name__ == "__main__":
+    main()
