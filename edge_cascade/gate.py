@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from edge_cascade.policy import ACCEPT_ALL
 
 
@@ -30,8 +32,7 @@ CONTINUE = Continue()
 ESCALATE = Escalate()
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """What one rung said: the label's index, its probability, and the plan's score (0 certain, 1 lost)."""
 
     rung: int

@@ -33,7 +33,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edge_cascade.errors import CascadeError
-from edge_cascade.mqtt_client import ShortWayClient
+from edge_cascade.mqtt_client import client_class
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ class MqttSession:
 
     def _build_client(self) -> paho.Client:
         is_five = self._protocol == 5
-        client = ShortWayClient(
+        client = client_class()(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=MQTTProtocolVersion(self._protocol),

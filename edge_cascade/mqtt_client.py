@@ -3,6 +3,9 @@
 paho builds its tables of MQTT 5 properties and reason codes anew for every packet, and that takes several
 times as long as reading it. Nobody here asks for the properties of a message, so the short way steps over
 them, and the two usual reasons in a PUBACK are made once; whatever is not of the usual form is left to paho.
+
+It replaces methods that paho keeps for itself, so it is used only with the versions whose insides it knows;
+with any other paho everything works as before, only slower.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import struct
 from typing import Final, Literal
 
 import paho.mqtt.client as paho
+from paho.mqtt import __version__ as paho_version
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -24,6 +28,14 @@ _REASONS: Final = {
     b"\x10": ReasonCode(PacketTypes.PUBACK, "No matching subscribers"),
 }
 _NO_PROPERTIES: Final = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
+
+
+KNOWN_PAHO: Final = ("2.1.", "2.2.")
+
+
+def client_class() -> type[paho.Client]:
+    """The short way where paho is known, else paho as it is."""
+    return ShortWayClient if paho_version.startswith(KNOWN_PAHO) else paho.Client
 
 
 class ShortWayClient(paho.Client):

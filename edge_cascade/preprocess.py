@@ -14,7 +14,10 @@ class Normaliser:
     """Normalises samples of one shape; a mean or std per channel applies along the sample's first axis."""
 
     def __init__(self, preprocess: Preprocess, input_shape: tuple[int, ...]) -> None:
-        per_channel = (-1,) + (1,) * (len(input_shape) - 1)
+        per_channel: tuple[int, ...] = (-1,) + (1,) * (len(input_shape) - 1)
+        if len(preprocess.mean) == len(preprocess.std) == 1:
+            # numpy is quicker with a scalar than with an axis of one.
+            per_channel = ()
         self._mean = np.asarray(preprocess.mean, dtype=np.float32).reshape(per_channel)
         # One division here, a multiplication per sample: the same float32 operations on both sides.
         self._inverse_std = (1.0 / np.asarray(preprocess.std, dtype=np.float64)).astype(np.float32)

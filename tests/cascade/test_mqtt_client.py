@@ -2,6 +2,7 @@
 
 import struct
 
+import paho.mqtt.client as paho
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edge_cascade import mqtt_client
 from edge_cascade.mqtt_client import _REASONS, read_publish
 
 words = st.text("abc", max_size=20)
@@ -68,3 +70,9 @@ def test_what_is_unusual_is_left_to_paho(qos, pairs):
 def test_a_known_reason_is_the_one_that_paho_reads(behind_the_id):
     puback = _packet.decode_puback(0x40, b"\0\7" + behind_the_id, MQTTProtocolVersion.MQTTv5)
     assert _REASONS[behind_the_id] == puback.reason
+
+
+def test_with_a_paho_whose_insides_are_not_known_paho_is_used_as_it_is(monkeypatch):
+    assert mqtt_client.client_class() is mqtt_client.ShortWayClient
+    monkeypatch.setattr(mqtt_client, "paho_version", "2.9.0")
+    assert mqtt_client.client_class() is paho.Client
