@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from cloud_hub.builder.network import (
     AveragePool,
@@ -23,72 +23,49 @@ from cloud_hub.builder.network import (
     Parameters,
     PlacedLayer,
     Relu,
-    Shape,
     fold_batch_norm,
 )
-
-INPUT = "x"
-LOGITS = "logits"
-BATCH = "n"
-OPSET = 17
-IR_VERSION = 8  # what opset 17 came with: every onnxruntime since 1.12 reads it
-
-
-def features_name(stage: int) -> str:
-    """The whole graph's output that holds a stage's features."""
-    return f"stage{stage}.features"
+from cloud_hub.builder.staged import (
+    INPUT,
+    LOGITS,
+    StagedGraph,
+    features_name,
+    float_value,
+    logits_name,
+    make_model,
+)
 
 
-def logits_name(stage: int) -> str:
-    """The whole graph's output that holds an exit's logits."""
-    return f"exit{stage}.logits"
-
-
-def export_whole(network: Network, parameters: Parameters) -> onnx.ModelProto:
-    """The multi-exit network as one fp32 graph.
-
-    Takes `x` (n, *input_shape), normalised; gives `stage<i>.features` and `exit<i>.logits` of every stage.
-    """
+def export_staged(network: Network, parameters: Parameters) -> StagedGraph:
+    """The multi-exit network as one fp32 graph."""
     nodes: list[onnx.NodeProto] = []
     outputs: list[onnx.ValueInfoProto] = []
     given = INPUT
+    last = len(network.stages) - 1
     for index, (body, head) in enumerate(zip(network.bodies, network.heads, strict=True)):
         nodes.extend(_chain(body, given, features_name(index)))
         nodes.extend(_chain(head, features_name(index), logits_name(index)))
-        outputs.append(float_value(features_name(index), network.feature_shapes[index]))
+        if index < last:
+            outputs.append(float_value(features_name(index), network.feature_shapes[index]))
         outputs.append(float_value(logits_name(index), (network.classes,)))
         given = features_name(index)
-    return _model("multi-exit", network, parameters, nodes, outputs)
+    return StagedGraph(
+        model=_model("multi-exit", network, parameters, nodes, outputs),
+        input_shape=network.input_shape,
+        classes=network.classes,
+        feature_shapes=network.feature_shapes[:-1],
+        mult_adds=network.mult_adds,
+    )
 
 
-def export_full(network: Network, parameters: Parameters) -> onnx.ModelProto:
+def export_full(network: Network, parameters: Parameters) -> bytes:
     """A network of one stage as a self-contained classifier: normalised `x` (n, *input_shape) to `logits`."""
     if len(network.stages) != 1:
         raise ValueError(f"a full model has one stage, this network has {len(network.stages)}")
     nodes = list(_chain([*network.bodies[0], *network.heads[0]], INPUT, LOGITS))
-    return _model("full", network, parameters, nodes, [float_value(LOGITS, (network.classes,))])
-
-
-def float_value(name: str, shape: Shape) -> onnx.ValueInfoProto:
-    """A float32 graph input or output with a free batch axis."""
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
-
-
-def make_model(
-    name: str,
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    initializers: Sequence[onnx.TensorProto],
-) -> onnx.ModelProto:
-    """A model in the one opset and IR version that everything here is written in."""
-    graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="edge-daemon",
-    )
+    model = _model("full", network, parameters, nodes, [float_value(LOGITS, (network.classes,))])
+    serialised: bytes = model.SerializeToString(deterministic=True)
+    return serialised
 
 
 def _model(

@@ -8,6 +8,7 @@ hundred values to choose a threshold from.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,20 @@ from numpy.typing import NDArray
 
 # Imported for its effect: it sets what must be set before the first import of onnxruntime.
 import edge_cascade.backends.onnx  # noqa: F401
-from cloud_hub.builder.export import INPUT
+from cloud_hub.builder.staged import INPUT, StagedGraph, is_head_node
 
 _BATCH = 64
 
 
-def quantise(whole: onnx.ModelProto, representative: NDArray[np.float32]) -> onnx.ModelProto:
-    """The QDQ form of a graph of `export_whole`, its ranges read off normalised inputs `(n, *shape)`.
+def quantise(staged: StagedGraph, representative: NDArray[np.float32]) -> StagedGraph:
+    """The QDQ form of a graph, its ranges read off normalised inputs `(n, *shape)`.
 
     Values keep their names; an initializer `w` becomes `w_quantized`, `w_scale`, `w_zero_point`.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     source = onnx.ModelProto()
-    source.CopyFrom(whole)
+    source.CopyFrom(staged.model)
     # Says that there is nothing to fuse beforehand, which the library otherwise warns about.
     onnx.helper.set_model_props(source, {"onnx.quant.pre_process": "onnxruntime.quant"})
     with tempfile.TemporaryDirectory() as directory:
@@ -44,9 +45,9 @@ def quantise(whole: onnx.ModelProto, representative: NDArray[np.float32]) -> onn
             # one node reads them. At a cut two do, and the convolution before it would run in float.
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in whole.graph.node if node.name.startswith("exit")],
+            nodes_to_exclude=[node.name for node in staged.model.graph.node if is_head_node(node)],
         )
-        return onnx.load(target)
+        return replace(staged, model=onnx.load(target))
 
 
 def _reader(representative: NDArray[np.float32]) -> object:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cloud_hub.builder.build import FULL_MODEL, BuildReport, Calibration, build_bundle
-from cloud_hub.builder.export import export_full
+from cloud_hub.builder.assemble import FULL_MODEL, Declaration
+from cloud_hub.builder.export import export_full, export_staged
+from cloud_hub.builder.naive import BuildReport, Calibration, build_naive_bundle
 from cloud_hub.builder.network import Network
 from cloud_hub.builder.training import Augment, Distillation, Schedule, predict, train_edge, train_full
 from edge_cascade.manifest import Preprocess, Window, Wire
@@ -134,17 +135,19 @@ def train(recipe: Recipe, splits: Splits, preprocess: Preprocess, seed: int) -> 
 def _build(
     recipe: Recipe, splits: Splits, preprocess: Preprocess, trained: Trained, out: Path
 ) -> BuildReport:
-    return build_bundle(
-        recipe.edge,
-        trained.edge,
-        model=recipe.model,
-        labels=recipe.labels,
+    return build_naive_bundle(
+        export_staged(recipe.edge, trained.edge),
+        Declaration(
+            model=recipe.model,
+            labels=recipe.labels,
+            input_shape=recipe.edge.input_shape,
+            preprocess=preprocess,
+            wire=recipe.wire,
+            window=recipe.window,
+        ),
         full=export_full(recipe.full, trained.full),
         representative=splits.train.x[:_REPRESENTATIVE],
         calibration=Calibration(splits.calibration.x, splits.calibration.y),
-        preprocess=preprocess,
-        wire=recipe.wire,
-        window=recipe.window,
         out=out,
     )
 

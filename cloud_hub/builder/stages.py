@@ -7,7 +7,7 @@ leaves the file: it becomes external data that the runtime is handed from memory
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -16,8 +16,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cloud_hub.builder.export import INPUT, LOGITS, features_name, float_value, logits_name, make_model
-from cloud_hub.builder.network import Network
+from cloud_hub.builder.staged import (
+    BATCH,
+    INPUT,
+    LOGITS,
+    StagedGraph,
+    features_name,
+    float_value,
+    logits_name,
+    make_model,
+    opset_of,
+)
 from edge_cascade.manifest import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
 from edge_cascade.onnx_file import PLACEHOLDER_LOCATION
 from edge_cascade.scores import HEAD_WIDTH, SMALLEST_PROBABILITY
@@ -27,53 +36,76 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 @dataclass(frozen=True, slots=True)
 class CutStage:
-    """One stage of a graph: `model` without weights, `weights` by initializer name.
-
-    `logits_model` is the same stage with its weights inside and plain logits at the end, for calibration.
-    """
+    """One stage of a graph: `model` without weights, `weights` by initializer name."""
 
     model: bytes
     weights: dict[str, NDArray[np.generic]]
-    logits_model: bytes
+
+    @property
+    def logits_model(self) -> bytes:
+        """See `logits_model_of`."""
+        return logits_model_of(self.model, self.weights)
 
 
-def cut_stages(whole: onnx.ModelProto, network: Network) -> list[CutStage]:
-    """The stages of a graph that `export_whole` or `quantise` made of this network."""
-    return [_cut(whole, network, index) for index in range(len(network.stages))]
+def cut_stages(staged: StagedGraph) -> list[CutStage]:
+    """The stages of a graph, fp32 or of `quantise`."""
+    return [_cut(staged, index) for index in range(staged.stages)]
 
 
-def _cut(whole: onnx.ModelProto, network: Network, index: int) -> CutStage:
+def logits_model_of(model: bytes, weights: Mapping[str, NDArray[np.generic]]) -> bytes:
+    """The same stage with its weights inside and plain logits at the end, for `open_whole_model`."""
+    stage = onnx.load_from_string(model)
+    producers = {output: node for node in stage.graph.node for output in node.output}
+    nodes = _between(stage, producers, STAGE_INPUT, [LOGITS])
+    used = {name for node in nodes for name in node.input}
+    whole = make_model(
+        f"{stage.graph.name}.logits",
+        nodes,
+        [value for value in stage.graph.input if value.name == STAGE_INPUT],
+        [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [BATCH, "classes"])],
+        [_with_data(tensor, weights) for tensor in stage.graph.initializer if tensor.name in used],
+        opset=opset_of(stage),
+    )
+    serialised: bytes = whole.SerializeToString(deterministic=True)
+    return serialised
+
+
+def _with_data(tensor: onnx.TensorProto, weights: Mapping[str, NDArray[np.generic]]) -> onnx.TensorProto:
+    # np.asarray, because ascontiguousarray turns a scalar into a vector.
+    array = weights.get(tensor.name)
+    return tensor if array is None else numpy_helper.from_array(np.asarray(array), tensor.name)
+
+
+def _cut(staged: StagedGraph, index: int) -> CutStage:
+    whole, opset = staged.model, opset_of(staged.model)
     producers = {output: node for node in whole.graph.node for output in node.output}
     features, logits = features_name(index), logits_name(index)
     start = INPUT if index == 0 else _before_quantisation(producers, features_name(index - 1))
-    is_last = index == len(network.stages) - 1
-    input_shape = network.input_shape if index == 0 else network.feature_shapes[index - 1]
+    feature_shape = staged.feature_shape_of(index)
+    ends = [logits] if feature_shape is None else [features, logits]
     names = {start: STAGE_INPUT, features: STAGE_FEATURES, logits: LOGITS}
 
-    nodes = [_renamed(node, names) for node in _between(whole, producers, start, [features, logits])]
+    nodes = [_renamed(node, names) for node in _between(whole, producers, start, ends)]
     used = {name for node in nodes for name in node.input}
     initializers = [tensor for tensor in whole.graph.initializer if tensor.name in used]
-    given = float_value(STAGE_INPUT, input_shape)
+    given = float_value(STAGE_INPUT, staged.input_shape_of(index))
     outputs = [float_value(STAGE_HEAD, (HEAD_WIDTH,))]
-    if not is_last:
-        outputs.append(float_value(STAGE_FEATURES, network.feature_shapes[index]))
+    if feature_shape is not None:
+        outputs.append(float_value(STAGE_FEATURES, feature_shape))
 
     model = make_model(
         f"stage{index}",
-        [*nodes, *_head_nodes(network.classes)],
+        [*nodes, *_head_nodes(staged.classes)],
         [given, helper.make_tensor_value_info(STAGE_TEMPERATURE, TensorProto.FLOAT, [1])],
         outputs,
         [*map(_without_data, initializers), *_head_constants()],
-    )
-    logits_model = make_model(
-        f"stage{index}.logits", nodes, [given], [float_value(LOGITS, (network.classes,))], initializers
+        opset=opset,
     )
     return CutStage(
         model=model.SerializeToString(deterministic=True),
         weights={
             tensor.name: numpy_helper.to_array(tensor) for tensor in initializers if _is_external(tensor)
         },
-        logits_model=logits_model.SerializeToString(deterministic=True),
     )
 
 

@@ -39,7 +39,7 @@ from edge_cascade.manifest import (
     Window,
     Wire,
 )
-from edge_cascade.policy import Plan, Precision
+from edge_cascade.policy import Certificate, Plan, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class GraphPart:
     model: str
     version: str
     labels: tuple[str, ...]
+    input_shape: tuple[int, ...]
     preprocess: Preprocess
     window: Window | None
     wire: Wire
@@ -70,6 +71,7 @@ class WeightsPart:
     tensors: Mapping[str, NDArray[np.generic]]
     plans: tuple[Plan, ...]
     default_plan: str
+    certificates: tuple[Certificate, ...]
     golden_outputs: Mapping[str, NDArray[np.float32]]
     tolerance: Mapping[Precision, float]
 
@@ -87,7 +89,7 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
             model=graph.model,
             version=graph.version,
             labels=graph.labels,
-            input_shape=graph.stages[0].input_shape,
+            input_shape=graph.input_shape,
             preprocess=graph.preprocess,
             window=graph.window,
             wire=graph.wire,
@@ -109,7 +111,7 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
             graph_sha256=graph_sha256,
             plans=weights.plans,
             default_plan=weights.default_plan,
-            certificates=(),
+            certificates=weights.certificates,
             tolerance=dict(weights.tolerance),
             files=_entries(weights_files),
         )

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from cloud_hub.builder.build import Calibration, build_bundle
-from cloud_hub.builder.export import export_full
+from cloud_hub.builder.assemble import Declaration
+from cloud_hub.builder.export import export_full, export_staged
+from cloud_hub.builder.naive import Calibration, build_naive_bundle
 from cloud_hub.builder.network import (
     AveragePool,
     Conv,
@@ -59,16 +60,20 @@ def inputs_of(network, count, seed=1):
     return np.random.default_rng(seed).standard_normal((count, *network.input_shape)).astype(np.float32)
 
 
-def build_signal_bundle(out, **changes):
+def build_signal_bundle(out, *, version="1.0.0"):
     x = inputs_of(SIGNAL, 120)
-    arguments = {
-        "model": "signal",
-        "labels": ("a", "b", "c"),
-        "full": export_full(FULL, parameters_of(FULL)),
-        "representative": inputs_of(SIGNAL, 64, seed=2),
-        "calibration": Calibration(x, np.random.default_rng(3).integers(0, 3, len(x))),
-        "preprocess": Preprocess((0.5,), (2.0,)),
-        "wire": Wire("int8"),
-        "out": out,
-    }
-    return build_bundle(SIGNAL, parameters_of(SIGNAL), **(arguments | changes))
+    return build_naive_bundle(
+        export_staged(SIGNAL, parameters_of(SIGNAL)),
+        Declaration(
+            model="signal",
+            labels=("a", "b", "c"),
+            input_shape=SIGNAL.input_shape,
+            preprocess=Preprocess((0.5,), (2.0,)),
+            wire=Wire("int8"),
+            version=version,
+        ),
+        full=export_full(FULL, parameters_of(FULL)),
+        representative=inputs_of(SIGNAL, 64, seed=2),
+        calibration=Calibration(x, np.random.default_rng(3).integers(0, 3, len(x))),
+        out=out,
+    )

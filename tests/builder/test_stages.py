@@ -2,8 +2,9 @@ import numpy as np
 import onnx
 import pytest
 
-from cloud_hub.builder.export import export_whole, features_name, logits_name
+from cloud_hub.builder.export import export_staged
 from cloud_hub.builder.quantise import quantise
+from cloud_hub.builder.staged import features_name, logits_name
 from cloud_hub.builder.stages import cut_stages
 from edge_cascade.backends.onnx import OnnxStage, onnxruntime
 from edge_cascade.bundle import StageModel
@@ -14,25 +15,26 @@ from tests.builder.networks import IMAGE, SIGNAL, inputs_of, parameters_of
 TEMPERATURE = 1.7
 
 
-def whole_graph(network, precision):
-    whole = export_whole(network, parameters_of(network))
+def staged_graph(network, precision):
+    whole = export_staged(network, parameters_of(network))
     return whole if precision == "fp32" else quantise(whole, inputs_of(network, 64, seed=2))
 
 
 def outputs_of_whole(whole, x):
-    session = onnxruntime.InferenceSession(whole.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        whole.model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"x": x}), strict=True))
 
 
-def climb(network, cuts, precision, x):
+def climb(staged, precision, x):
     """Features and head of each stage, run one after the other as a device does."""
-    for index, cut in enumerate(cuts):
+    for index, cut in enumerate(cut_stages(staged)):
         summary = inspect_model(cut.model)
-        is_last = index == len(cuts) - 1
         stage = OnnxStage(
             StageModel(index, precision, cut.model, summary, cut.weights),
-            None if is_last else network.feature_shapes[index],
+            staged.feature_shape_of(index),
         )
         features, head = stage.run_batch(x, TEMPERATURE)
         yield features, head
@@ -42,10 +44,10 @@ def climb(network, cuts, precision, x):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("network", [SIGNAL, IMAGE], ids=["1-D", "2-D"])
 def test_stages_run_one_after_the_other_equal_the_whole_graph(network, precision):
-    whole = whole_graph(network, precision)
+    whole = staged_graph(network, precision)
     x = inputs_of(network, 9)
     expected = outputs_of_whole(whole, x)
-    for index, (features, head) in enumerate(climb(network, cut_stages(whole, network), precision, x)):
+    for index, (features, head) in enumerate(climb(whole, precision, x)):
         if features is not None:
             np.testing.assert_allclose(features, expected[features_name(index)], rtol=0, atol=1e-6)
         np.testing.assert_allclose(
@@ -55,7 +57,7 @@ def test_stages_run_one_after_the_other_equal_the_whole_graph(network, precision
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_every_weight_is_external_and_only_shapes_are_inline(precision):
-    for cut in cut_stages(whole_graph(SIGNAL, precision), SIGNAL):
+    for cut in cut_stages(staged_graph(SIGNAL, precision)):
         summary = inspect_model(cut.model)
         assert {spec.dtype for spec in summary.inline} == {"int64"}
         assert {spec.name: (spec.dtype, spec.shape) for spec in summary.external} == {
@@ -65,13 +67,13 @@ def test_every_weight_is_external_and_only_shapes_are_inline(precision):
 
 
 def test_only_the_last_stage_has_no_features():
-    cuts = cut_stages(whole_graph(SIGNAL, "fp32"), SIGNAL)
+    cuts = cut_stages(staged_graph(SIGNAL, "fp32"))
     outputs = [{value.name for value in inspect_model(cut.model).outputs} for cut in cuts]
     assert outputs == [{"head", "features"}, {"head", "features"}, {"head"}]
 
 
 def test_int8_keeps_convolutions_in_int8_and_heads_in_float():
-    cuts = cut_stages(whole_graph(SIGNAL, "int8"), SIGNAL)
+    cuts = cut_stages(staged_graph(SIGNAL, "int8"))
     for index, cut in enumerate(cuts):
         assert cut.weights[f"stage{index}.conv0.weight_quantized"].dtype == np.int8
         assert cut.weights[f"stage{index}.conv0.bias_quantized"].dtype == np.int32
@@ -82,7 +84,7 @@ def test_int8_keeps_convolutions_in_int8_and_heads_in_float():
 
 def test_int8_stays_close_to_fp32():
     x = inputs_of(SIGNAL, 64, seed=2)
-    exact, coarse = (outputs_of_whole(whole_graph(SIGNAL, precision), x) for precision in ("fp32", "int8"))
+    exact, coarse = (outputs_of_whole(staged_graph(SIGNAL, precision), x) for precision in ("fp32", "int8"))
     for name, values in exact.items():
         assert np.abs(coarse[name] - values).max() < 0.1 * np.abs(values).max(), name
 
@@ -93,8 +95,8 @@ def test_head_scores_stay_within_0_and_1_at_the_extremes():
     flat = {name: np.zeros_like(array) if "exit0" in name else array for name, array in parameters.items()}
     sure = flat | {"exit0.dense0.bias": np.array([0, 200, 0, 0], np.float32)}
     x = inputs_of(network, 3)
-    _, undecided = next(climb(network, cut_stages(export_whole(network, flat), network), "fp32", x))
-    _, certain = next(climb(network, cut_stages(export_whole(network, sure), network), "fp32", x))
+    _, undecided = next(climb(export_staged(network, flat), "fp32", x))
+    _, certain = next(climb(export_staged(network, sure), "fp32", x))
     np.testing.assert_allclose(undecided[0], [0.0, 0.25, 1.0, 1.0, 0.75], atol=1e-6)
     assert undecided[:, 2:].max() <= 1.0
     np.testing.assert_array_equal(certain[0], [1.0, 1.0, 0.0, 0.0, 0.0])
@@ -102,7 +104,7 @@ def test_head_scores_stay_within_0_and_1_at_the_extremes():
 
 def test_the_runtime_fuses_every_int8_convolution_also_at_the_cuts(tmp_path):
     # Signed activations, or another pair at the cut, leave the last convolution of a stage in float32.
-    for cut in cut_stages(whole_graph(SIGNAL, "int8"), SIGNAL):
+    for cut in cut_stages(staged_graph(SIGNAL, "int8")):
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
         options.log_severity_level = 3

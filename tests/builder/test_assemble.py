@@ -72,7 +72,7 @@ def test_full_model_beside_the_bundle_is_the_one_whose_digest_it_names(built):
     content = (built.directory.parent / "full.onnx").read_bytes()
     assert load_bundle(built.directory).graph.full_model_sha256 == hashlib.sha256(content).hexdigest()
     x = inputs_of(FULL, 5)
-    expected = open_whole_model(export_full(FULL, parameters_of(FULL)).SerializeToString())(x)
+    expected = open_whole_model(export_full(FULL, parameters_of(FULL)))(x)
     np.testing.assert_array_equal(open_whole_model(content)(x), expected)
 
 
