@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.builder.build import Calibration, build_bundle
-from cloud_hub.builder.export import export_full
+from cloud_hub.builder.assemble import Declaration
+from cloud_hub.builder.export import export_full, export_staged
+from cloud_hub.builder.naive import Calibration, build_naive_bundle
 from cloud_hub.builder.network import Conv, Dense, Flatten, MaxPool, Network, Relu, Stage, initial_parameters
 from edge_cascade.manifest import Preprocess, Wire
 from edge_cascade.policy import OperatingPoint, Plan
@@ -50,16 +51,12 @@ def build(directory: Path) -> Built:
     rng = np.random.default_rng(_SEED)
     x = random_samples(200, rng)
     plain_model = export_full(plain, initial_parameters(plain, rng))
-    build_bundle(
-        network,
-        initial_parameters(network, rng),
-        model=MODEL,
-        labels=_LABELS,
+    build_naive_bundle(
+        export_staged(network, initial_parameters(network, rng)),
+        Declaration(MODEL, _LABELS, SHAPE, PREPROCESS, Wire("int8")),
         full=plain_model,
         representative=x[:100],
         calibration=Calibration(x[100:], rng.integers(0, len(_LABELS), 100)),
-        preprocess=PREPROCESS,
-        wire=Wire("int8"),
         out=directory,
     )
     return Built(directory / "bundle", directory / "full.onnx")

@@ -9,7 +9,9 @@ HubError                     1
 │   └── StoreRefusedError    6   the database will never take this
 ├── ModelError               7   a bundle or full model that cannot be used
 ├── NotFoundError            8   no such case, token or account
-└── ListenError              9   the address of the REST server cannot be had
+├── ListenError              9   the address of the REST server cannot be had
+└── BuildError              10   a model, data or recipe that no bundle can be built from
+    └── CertificateError    11   the certificate that was asked for does not hold, or cannot be had
 """
 
 from __future__ import annotations
@@ -76,3 +78,15 @@ class ListenError(HubError):
     """The address of the REST server cannot be had."""
 
     exit_code = 9
+
+
+class BuildError(HubError):
+    """A model, data or a recipe that no bundle can be built from: names the place and what can be done."""
+
+    exit_code = 10
+
+
+class CertificateError(BuildError):
+    """The certificate that was asked for does not hold on this data, or cannot be had from so little."""
+
+    exit_code = 11

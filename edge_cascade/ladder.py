@@ -90,7 +90,9 @@ class Ladder:
                 self._runners[key] = open_stage(
                     bundle.stage_models[key], bundle.graph.stages[rung.stage].feature_shape
                 )
-        self._input: Array = np.zeros((1, *self._shape), dtype=np.float32)
+        self._input: Array = np.zeros(
+            (1, *bundle.graph.preprocess.network_shape(bundle.graph.input_shape)), dtype=np.float32
+        )
         self._sample = self._input[0]
         self._steps = self._bind_steps()
         self.set_point(plan.chosen if point is None else point)
@@ -151,7 +153,7 @@ class Ladder:
         Raises:
             BackendError: when a stage does not run.
         """
-        normalised = np.empty_like(x)
+        normalised = np.empty((len(x), *self._sample.shape), dtype=np.float32)
         self._normaliser.into(x, normalised)
         exits: list[list[Exit]] = [[] for _ in x]
         climbs: dict[int, Climb] = {}

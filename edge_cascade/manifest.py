@@ -22,6 +22,8 @@ MAX_LABELS: Final = 4096
 # As float32 these are the 16 MiB that the hub decodes at most.
 MAX_INPUT_ELEMENTS: Final = 2**22
 
+Layout = Literal["channels_first", "channels_last"]
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -34,10 +36,20 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`(x - mean) / std`, one value each or one per entry of the input's first axis (channels)."""
+    """`(x - mean) / std`, one value each or one per channel; then channels to the front.
+
+    `layout` says which axis of a sample holds the channels: the first, or the last (as in most images).
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    layout: Layout = "channels_first"
+
+    def network_shape(self, sample_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what the network is given of a sample of this shape."""
+        if self.layout == "channels_last":
+            return (sample_shape[-1], *sample_shape[:-1])
+        return sample_shape
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,23 +60,27 @@ class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How an input travels: `float32` as it is, or `int8` as round(x / scale) with saturation.
+    """How an input travels: `float32` as it is, or `int8` or `uint8` as round(x / scale) with saturation.
 
-    `scale` None: chosen per tensor so that its largest magnitude becomes 127. Calibration sees inputs only
-    after they have passed through this.
+    `scale` None: chosen per tensor so that its largest magnitude becomes 127 (255). Calibration sees inputs
+    only after they have passed through this.
     """
 
-    encoding: Literal["float32", "int8"]
+    encoding: Literal["float32", "int8", "uint8"]
     scale: float | None = None
 
 
 class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One segment of the network. `feature_shape` (without the batch axis) is None for the last stage."""
+    """One segment of the network. `feature_shape` (without the batch axis) is None for the last stage.
+
+    `files` are for onnxruntime; `litert` are the same segment as .tflite, their weights inside.
+    """
 
     files: dict[Precision, str]
     input_shape: tuple[int, ...]
     feature_shape: tuple[int, ...] | None
     mult_adds: int
+    litert: dict[Precision, str] = {}
 
 
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +151,7 @@ def check_graph(graph: GraphManifest) -> None:
 def _check_stages(graph: GraphManifest, where: str) -> None:
     if not graph.stages:
         raise BundleError(f"{where}: no stages")
-    expected: tuple[int, ...] | None = graph.input_shape
+    expected: tuple[int, ...] | None = graph.preprocess.network_shape(graph.input_shape)
     for index, stage in enumerate(graph.stages):
         if stage.input_shape != expected:
             raise BundleError(f"{where}: stage {index} takes {stage.input_shape}, it is given {expected}")
@@ -161,7 +177,7 @@ def _check_shape(shape: tuple[int, ...], *, where: str) -> None:
 
 def _check_input(graph: GraphManifest, where: str) -> None:
     for name, values in (("mean", graph.preprocess.mean), ("std", graph.preprocess.std)):
-        if len(values) not in {1, graph.input_shape[0]}:
+        if len(values) not in {1, graph.preprocess.network_shape(graph.input_shape)[0]}:
             raise BundleError(f"{where}: preprocess.{name} has {len(values)} values for {graph.input_shape}")
     if not all(np.isfinite(graph.preprocess.mean)):
         raise BundleError(f"{where}: preprocess.mean is not finite")

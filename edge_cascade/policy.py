@@ -31,7 +31,8 @@ class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One (stage, precision) and the rung whose features feed it.
 
     `temperature` divides this rung's logits. `must_agree` lets the rung accept only a label that the rung
-    climbed before it gave as well. `mult_adds` are those of this rung alone.
+    climbed before it gave as well. `mult_adds` are those of this rung alone; `cost_us` is what one sample
+    took, in microseconds (median), where a profile says so.
     """
 
     stage: int
@@ -40,6 +41,7 @@ class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     temperature: float
     mult_adds: int
     must_agree: bool = False
+    cost_us: float | None = None
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +75,9 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """With confidence 1 - `delta`, the device's own answers at or before `last_point` cost at most `epsilon`.
 
     `loss`: it answers, is wrong, and the full model is right. `disagreement`: it answers differently from
-    the full model. Holds for data like the `samples` calibration samples whose digest is `data_sha256`.
+    the full model. Holds for data like the `samples` calibration samples, in `groups` independent groups,
+    whose digest is `data_sha256`. `upload_share` and `mult_adds` (mean a sample) are what `last_point` cost
+    on them.
     """
 
     kind: Literal["loss", "disagreement"]
@@ -81,9 +85,12 @@ class Certificate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     epsilon: float
     delta: float
     samples: int
+    groups: int
     method: Literal["binomial", "betting"]
     data_sha256: str
     last_point: int
+    upload_share: float
+    mult_adds: float
 
 
 def check_plan(plan: Plan, *, stages: int) -> None:

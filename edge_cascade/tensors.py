@@ -1,9 +1,9 @@
 """Arrays <-> bytes. No I/O, no pickle; every size is bounded before anything is allocated for it.
 
-    byte 0      encoding: 0 float32, 1 int8 with a scale; bit 7 set where the payload is deflated
+    byte 0      encoding: 0 float32, 1 int8, 2 uint8, both scaled; bit 7 set where the payload is deflated
     byte 1      number of axes, 1 to 8
     ...         each size as an unsigned LEB128
-    4 bytes     scale, float32 little-endian (int8 only)
+    4 bytes     scale, float32 little-endian (int8 and uint8 only)
     ...         the values in C order, little-endian; raw DEFLATE (RFC 1951) if bit 7 is set
 
 Inside a batch of cases the tensors are not deflated one by one: the frame is deflated as a whole, which
@@ -27,23 +27,26 @@ MAX_AXES: Final = 8
 MAX_TENSOR_BYTES: Final = 64 * 2**20
 
 _FLOAT32: Final = 0
-_INT8: Final = 1
 _DEFLATED: Final = 0x80
-_ITEM_BYTES: Final = {_FLOAT32: 4, _INT8: 1}
+_DTYPES: Final = ("<f4", "i1", "u1")  # by encoding
+_CODES: Final = {"float32": _FLOAT32, "int8": 1, "uint8": 2}
+_RANGES: Final = {"int8": (-127, 127), "uint8": (0, 255)}
 _SCALE = struct.Struct("<f")
 
 
 def encode_tensor(x: NDArray[np.float32], wire: Wire, *, deflate: bool = False) -> bytes:
     """Encode a float32 array of 1 to 8 axes as `wire` says; see the module's head for the layout."""
-    header = bytearray((_INT8 if wire.encoding == "int8" else _FLOAT32, x.ndim))
+    code = _CODES[wire.encoding]
+    header = bytearray((code, x.ndim))
     for size in x.shape:
         _append_varint(header, size)
-    if wire.encoding == "int8":
-        scale = wire.scale if wire.scale is not None else _scale_of(x)
+    if wire.encoding != "float32":
+        lowest, highest = _RANGES[wire.encoding]
+        scale = wire.scale if wire.scale is not None else _scale_of(x, highest)
         header += _SCALE.pack(scale)
         # What the reader multiplies by is the float32 that was written, so divide by the same.
         stored = np.float32(_SCALE.unpack(header[-_SCALE.size :])[0])
-        payload: bytes = np.clip(np.rint(x / stored), -127, 127).astype(np.int8).tobytes()
+        payload: bytes = np.clip(np.rint(x / stored), lowest, highest).astype(_DTYPES[code]).tobytes()
     else:
         payload = x.astype("<f4", copy=False).tobytes()
     if deflate:
@@ -55,7 +58,7 @@ def encode_tensor(x: NDArray[np.float32], wire: Wire, *, deflate: bool = False) 
 
 
 def decode_tensor(data: bytes, *, max_bytes: int = MAX_TENSOR_BYTES) -> NDArray[np.float32]:
-    """The array that `encode_tensor` was given, as float32 (int8: to within half a scale).
+    """The array that `encode_tensor` was given, as float32 (int8 and uint8: to within half a scale).
 
     `max_bytes` bounds the decoded float32 array.
 
@@ -66,7 +69,7 @@ def decode_tensor(data: bytes, *, max_bytes: int = MAX_TENSOR_BYTES) -> NDArray[
     if len(data) < 2:
         raise ProtocolError(f"tensor of {len(data)} bytes is shorter than its header")
     encoding, axes = data[0] & ~_DEFLATED, data[1]
-    if encoding not in _ITEM_BYTES:
+    if encoding >= len(_DTYPES):
         raise ProtocolError(f"unknown tensor encoding {encoding}")
     if not 1 <= axes <= MAX_AXES:
         raise ProtocolError(f"tensor of {axes} axes, expected 1 to {MAX_AXES}")
@@ -75,20 +78,17 @@ def decode_tensor(data: bytes, *, max_bytes: int = MAX_TENSOR_BYTES) -> NDArray[
     if elements * 4 > max_bytes:
         raise TooLargeError(f"tensor {shape} takes {elements * 4} bytes, at most {max_bytes} are read")
     scale = np.float32(1.0)
-    if encoding == _INT8:
+    if encoding != _FLOAT32:
         scale, offset = _read_scale(data, offset)
-    expected = elements * _ITEM_BYTES[encoding]
+    expected = elements * np.dtype(_DTYPES[encoding]).itemsize
     payload = data[offset:]
     if data[0] & _DEFLATED:
         payload = inflate_bytes(payload, expected)
     if len(payload) != expected:
         raise ProtocolError(f"tensor {shape} needs {expected} bytes, has {len(payload)}")
-    if encoding == _INT8:
-        # An overflow becomes an infinity, which is refused below by name.
-        with np.errstate(over="ignore"):
-            values = np.frombuffer(payload, dtype=np.int8).astype(np.float32) * scale
-    else:
-        values = np.frombuffer(payload, dtype="<f4").astype(np.float32)
+    # An overflow becomes an infinity, which is refused below by name.
+    with np.errstate(over="ignore"):
+        values = np.frombuffer(payload, dtype=_DTYPES[encoding]).astype(np.float32) * scale
     if not np.isfinite(values).all():
         raise ProtocolError(f"tensor {shape} holds NaN or infinity")
     return values.reshape(shape)
@@ -142,10 +142,10 @@ def _read_scale(data: bytes, offset: int) -> tuple[np.float32, int]:
     return scale, offset + _SCALE.size
 
 
-def _scale_of(x: NDArray[np.float32]) -> float:
+def _scale_of(x: NDArray[np.float32], highest: int) -> float:
     largest = float(np.abs(x).max()) if x.size else 0.0
     # The smallest normal float32 keeps the stored scale from becoming 0.
-    return max(largest / 127.0, float(np.finfo(np.float32).tiny))
+    return max(largest / highest, float(np.finfo(np.float32).tiny))
 
 
 def _append_varint(target: bytearray, value: int) -> None:

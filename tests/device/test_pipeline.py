@@ -135,8 +135,8 @@ def test_answers_are_uncertified_without_a_certificate_and_beyond_its_last_point
     weights = msgspec.structs.replace(
         tiny_bundle.weights,
         certificates=(
-            Certificate("loss", "fp32", 0.01, 0.05, 500, "binomial", "0" * 64, 3),
-            Certificate("loss", "int8", 0.01, 0.05, 500, "binomial", "0" * 64, 9),
+            Certificate("loss", "fp32", 0.01, 0.05, 500, 500, "binomial", "0" * 64, 3, 0.1, 1e3),
+            Certificate("loss", "int8", 0.01, 0.05, 500, 500, "binomial", "0" * 64, 9, 0.1, 1e3),
         ),
     )
 

@@ -21,8 +21,9 @@ LABELS = ("a", "b")
 def wide_model_dir(tmp_path_factory):
     """A small model of a large input, sent as float32: 160 kB a sample."""
     pytest.importorskip("onnx", reason="building a bundle needs onnx (the dev extra)")
-    from cloud_hub.builder.build import Calibration, build_bundle
-    from cloud_hub.builder.export import export_full
+    from cloud_hub.builder.assemble import Declaration
+    from cloud_hub.builder.export import export_full, export_staged
+    from cloud_hub.builder.naive import Calibration, build_naive_bundle
     from cloud_hub.builder.network import (
         Conv,
         Dense,
@@ -39,17 +40,19 @@ def wide_model_dir(tmp_path_factory):
     full = Network((1, LENGTH), len(LABELS), (Stage((Conv(8, 9, 8), Relu()), head),))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((48, 1, LENGTH)).astype(np.float32)
-    build_bundle(
-        network,
-        initial_parameters(network, rng),
-        model="wide",
-        labels=LABELS,
+    build_naive_bundle(
+        export_staged(network, initial_parameters(network, rng)),
+        Declaration(
+            model="wide",
+            labels=LABELS,
+            input_shape=network.input_shape,
+            preprocess=Preprocess(mean=(0.0,), std=(1.0,)),
+            wire=Wire("float32"),
+            window=Window(length=LENGTH, hop=LENGTH),
+        ),
         full=export_full(full, initial_parameters(full, rng)),
         representative=x[:16],
         calibration=Calibration(x[16:], rng.integers(0, len(LABELS), 32)),
-        preprocess=Preprocess(mean=(0.0,), std=(1.0,)),
-        wire=Wire("float32"),
-        window=Window(length=LENGTH, hop=LENGTH),
         out=out,
     )
     return out
