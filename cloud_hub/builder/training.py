@@ -27,6 +27,8 @@ from cloud_hub.builder.network import (
     PlacedLayer,
     Relu,
 )
+from cloud_hub.builder.steps import Checkpoint
+from cloud_hub.builder.training_state import TrainingState
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +64,13 @@ class Distillation:
 
 
 def train_full(
-    network: Network, x: Floats, y: Labels, *, schedule: Schedule, augment: Augment | None = None
+    network: Network,
+    x: Floats,
+    y: Labels,
+    *,
+    schedule: Schedule,
+    augment: Augment | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Floats]:
     """Train a network of one stage by cross-entropy on normalised inputs `(n, *shape)` and labels `(n,)`."""
     from torch.nn.functional import cross_entropy
@@ -72,7 +80,7 @@ def train_full(
     def loss_of(inputs: torch.Tensor, labels: torch.Tensor, _: NDArray[np.intp]) -> torch.Tensor:
         return cross_entropy(model(inputs)[-1], labels, label_smoothing=schedule.label_smoothing)
 
-    _fit(model, loss_of, x, y, schedule=schedule, augment=augment, title="full model")
+    _fit(model, loss_of, x, y, schedule=schedule, augment=augment, checkpoint=checkpoint, title="full model")
     return _parameters(model)
 
 
@@ -85,6 +93,7 @@ def train_edge(
     distillation: Distillation,
     teacher_logits: Floats,
     augment: Augment | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Floats]:
     """Train all exits jointly on labels and on the full model's `(n, classes)` logits of the plain inputs."""
     import torch
@@ -103,7 +112,9 @@ def train_edge(
             total = total + weight * ((1.0 - distillation.share) * hard + distillation.share * soft)
         return total
 
-    _fit(model, loss_of, x, y, schedule=schedule, augment=augment, title="edge network")
+    _fit(
+        model, loss_of, x, y, schedule=schedule, augment=augment, checkpoint=checkpoint, title="edge network"
+    )
     return _parameters(model)
 
 
@@ -219,35 +230,43 @@ def _fit(
     *,
     schedule: Schedule,
     augment: Augment | None,
+    checkpoint: Checkpoint | None,
     title: str,
 ) -> None:
     import torch
 
     rng = np.random.default_rng(schedule.seed)
-    steps = schedule.epochs * (len(x) // schedule.batch)
+    batch = min(schedule.batch, len(x))
+    steps_per_epoch = len(x) // batch
+    steps = schedule.epochs * steps_per_epoch
     optimiser = torch.optim.AdamW(
         model.module.parameters(), lr=schedule.peak_rate, weight_decay=schedule.weight_decay
     )
     rates = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.peak_rate, total_steps=steps)
+    run = TrainingState(model.module, optimiser, rates, rng)
     model.module.train()
     with Progress() as progress:
-        task = progress.add_task(title, total=steps)
-        for chosen in _batches(len(x), schedule, rng):
-            seen = augment(x[chosen], rng) if augment is not None else x[chosen]
-            loss = loss_of(torch.from_numpy(seen), torch.from_numpy(y[chosen]), chosen)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            rates.step()
-            progress.advance(task)
+        first = run.resume(checkpoint) if checkpoint is not None else 0
+        task = progress.add_task(title, total=steps, completed=first * steps_per_epoch)
+        for epoch in range(first, schedule.epochs):
+            for chosen in _batches(len(x), batch, rng):
+                seen = augment(x[chosen], rng) if augment is not None else x[chosen]
+                loss = loss_of(torch.from_numpy(seen), torch.from_numpy(y[chosen]), chosen)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                rates.step()
+                progress.advance(task)
+            if checkpoint is not None:
+                run.keep(checkpoint, epochs=epoch + 1)
     model.module.eval()
 
 
-def _batches(count: int, schedule: Schedule, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
-    for _ in range(schedule.epochs):
-        order = rng.permutation(count)
-        for start in range(0, count - schedule.batch + 1, schedule.batch):
-            yield order[start : start + schedule.batch]
+def _batches(count: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.intp]]:
+    """One epoch; what does not fill a batch is left out."""
+    order = rng.permutation(count)
+    for start in range(0, count - batch + 1, batch):
+        yield order[start : start + batch]
 
 
 def _parameters(model: _Model) -> dict[str, Floats]:
