@@ -16,7 +16,12 @@ from cloud_hub.errors import HubError
 from edge_cascade.errors import CascadeError
 from edge_cascade.logs import start_logging
 
-AREAS: Final = ("cloud_hub.admin.commands", "cloud_hub.identity.commands")
+AREAS: Final = (
+    "cloud_hub.admin.commands",
+    "cloud_hub.identity.commands",
+    "cloud_hub.builder.commands",
+    "cloud_hub.builder.commands_report",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
     bundle/
       graph/manifest.json            GraphManifest
       graph/stage0.fp32.onnx         one file per (stage, precision), without weights
+      graph/stage0.fp32.tflite       the same for LiteRT, weights inside, where the builder could write it
       graph/golden_inputs.safetensors    `x`: (n, *shape) float32, as they come off the wire
       weights/manifest.json          WeightsManifest
       weights/weights.safetensors    `fp32/<initializer>`, `int8/<initializer>`
@@ -46,6 +47,7 @@ from edge_cascade.manifest import (
 )
 from edge_cascade.onnx_file import ModelSummary, inspect_model
 from edge_cascade.policy import Plan, Precision
+from edge_cascade.tflite_file import TfliteSummary, check_stage_tensors, inspect_tflite
 
 GRAPH: Final = "graph"
 WEIGHTS: Final = "weights"
@@ -63,14 +65,26 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
+class LitertModel:
+    """A checked .tflite file, its weights inside, and the checker's summary."""
+
+    content: bytes
+    summary: TfliteSummary
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class StageModel:
-    """One checked stage: its serialised graph, the checker's summary, and the arrays it will be given."""
+    """One checked stage: its serialised graph, the checker's summary, and the arrays it will be given.
+
+    `litert` is the same stage for LiteRT, where the bundle was built with it.
+    """
 
     stage: int
     precision: Precision
     model: bytes
     summary: ModelSummary
     weights: Mapping[str, NDArray[np.generic]]
+    litert: LitertModel | None = None
 
     def __repr__(self) -> str:
         return f"<StageModel {self.stage} in {self.precision}>"
@@ -257,8 +271,23 @@ def _stage_models(
                 model=files[name],
                 summary=summary,
                 weights=_weights_of(summary, precision, tensors, where=name),
+                litert=_litert_model(graph, index, precision, files),
             )
     return models
+
+
+def _litert_model(
+    graph: GraphManifest, index: int, precision: Precision, files: Mapping[str, bytes]
+) -> LitertModel | None:
+    stage = graph.stages[index]
+    name = stage.litert.get(precision)
+    if name is None:
+        return None
+    if name not in graph.files:
+        raise BundleError(f"stage {index} in {precision}: its file {name!r} is not in the part")
+    summary = inspect_tflite(files[name])
+    check_stage_tensors(summary, stage.input_shape, stage.feature_shape, index=index, where=name)
+    return LitertModel(files[name], summary)
 
 
 def _check_interface(summary: ModelSummary, stage: Stage, *, where: str) -> None:

@@ -13,6 +13,7 @@ from edge_cascade.errors import CascadeError
 from edge_cascade.logs import start_logging
 from edge_cascade.mqtt import BrokerConfigError
 from edge_daemon import __version__
+from edge_daemon.bench.commands import register as register_bench
 from edge_daemon.config import Config, load_config, warnings_about
 from edge_daemon.errors import EXIT_CONFIG, EXIT_DEFECT, EXIT_OK, EdgeError
 
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check-config", help="say whether a configuration would start")
     check.add_argument("--config", type=Path, required=True, metavar="FILE", help="the TOML configuration")
     check.set_defaults(run=_check_config)
+    register_bench(commands)
     return parser
 
 

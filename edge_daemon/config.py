@@ -37,6 +37,7 @@ _EXAMPLES: Final[Mapping[str, str]] = {
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 Filled = Annotated[str, Meta(min_length=1, max_length=256)]
+Runtime = Literal["onnxruntime", "litert"]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,11 +53,15 @@ class DeviceConfig(Section, frozen=True):
 
 
 class ModelConfig(Section, frozen=True):
-    """One model to serve: a shipped bundle's name or a directory. `plan` and `point`: the bundle's own."""
+    """One model to serve: a shipped bundle's name or a directory. `plan` and `point`: the bundle's own.
+
+    `runtime`: what runs it; `litert` needs a bundle that was built with LiteRT files.
+    """
 
     bundle: Filled
     plan: Filled | None = None
     point: Annotated[int, Meta(ge=0, lt=2**16)] | None = None
+    runtime: Runtime = "onnxruntime"
 
     @property
     def is_shipped(self) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from edge_cascade.backends.onnx import OnnxStage
 from edge_cascade.bundle import Bundle, StageModel, load_bundle
 from edge_cascade.errors import CascadeError
 from edge_cascade.golden import golden_errors
-from edge_cascade.ladder import Ladder
+from edge_cascade.ladder import Ladder, OpenStage, StageRunner
 from edge_cascade.shipped import find_bundle
 from edge_daemon import __version__
 from edge_daemon.audit import AuditCoin
-from edge_daemon.config import AuditConfig, ModelConfig, SourceConfig
+from edge_daemon.config import AuditConfig, ModelConfig, Runtime, SourceConfig
 from edge_daemon.errors import ModelError
 from edge_daemon.inlet.decode import make_decoder
 from edge_daemon.inlet.mqtt import Source
@@ -33,9 +33,21 @@ class Numbering:
     next_seq: Callable[[], int]
 
 
-def open_stage(stage: StageModel, feature_shape: tuple[int, ...] | None) -> OnnxStage:
+def open_stage(stage: StageModel, feature_shape: tuple[int, ...] | None) -> StageRunner:
     """A stage on onnxruntime with one thread: more of them spin between paced samples."""
+    from edge_cascade.backends.onnx import OnnxStage
+
     return OnnxStage(stage, feature_shape)
+
+
+def open_litert_stage(stage: StageModel, feature_shape: tuple[int, ...] | None) -> StageRunner:
+    """A stage on LiteRT; onnxruntime is then never loaded."""
+    from edge_cascade.backends.litert import LitertStage
+
+    return LitertStage(stage, feature_shape)
+
+
+OPENERS: Final[Mapping[Runtime, OpenStage]] = {"onnxruntime": open_stage, "litert": open_litert_stage}
 
 
 def open_pipelines(
@@ -57,8 +69,8 @@ def open_pipelines(
             bundle = load_bundle(find_bundle(model.bundle))
             _check_version(bundle)
             plan = bundle.plan(model.plan)
-            ladder = Ladder(bundle, plan, open_stage, point=model.point)
-            _compare_golden(bundle, ladder)
+            ladder = Ladder(bundle, plan, OPENERS[model.runtime], point=model.point)
+            _compare_golden(bundle, ladder, model.runtime)
         except CascadeError as error:
             raise ModelError(f"models: bundle {model.bundle!r}: {error}") from error
         name = bundle.graph.model
@@ -69,11 +81,12 @@ def open_pipelines(
             bundle, ladder, coin, boot=numbering.boot, next_seq=numbering.next_seq, now_s=now_s
         )
         log.info(
-            "serving model=%s bundle=%s plan=%s point=%d",
+            "serving model=%s bundle=%s plan=%s point=%d runtime=%s",
             name,
             bundle.bundle_id[:12],
             plan.name,
             ladder.point,
+            model.runtime,
         )
     return pipelines
 
@@ -114,12 +127,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _compare_golden(bundle: Bundle, ladder: Ladder) -> None:
-    for precision, error in golden_errors(bundle, ladder.plan, open_stage).items():
+def _compare_golden(bundle: Bundle, ladder: Ladder, runtime: Runtime) -> None:
+    for precision, error in golden_errors(bundle, ladder.plan, OPENERS[runtime]).items():
         tolerance = bundle.weights.tolerance.get(precision, 0.0)
         if error > tolerance:
             log.warning(
-                "this board computes something else than the builder did model=%s precision=%s "
+                "this board computes something else than the builder did model=%s runtime=%s precision=%s "
                 "deviation=%.4f tolerance=%.4f: what was calibrated may not hold here",
-                bundle.graph.model, precision, error, tolerance,
+                bundle.graph.model, runtime, precision, error, tolerance,
             )  # fmt: skip

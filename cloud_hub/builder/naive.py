@@ -5,7 +5,7 @@ For tests and benchmarks, whose networks need not be good, and for data too smal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from cloud_hub.builder.assemble import (
     ladder_steps,
     write_model,
 )
-from cloud_hub.builder.calibrate import make_plan, select_paying
+from cloud_hub.builder.calibrate import cheapest_within, make_plan, select_paying
+from cloud_hub.builder.certify import MeasuredLadder
 from cloud_hub.builder.collect import StageRuns, full_labels, received
-from cloud_hub.builder.outcomes import Floats, Labels, Outcomes
+from cloud_hub.builder.outcomes import Floats, Labels, Outcomes, joined
 from cloud_hub.builder.staged import StagedGraph
+from cloud_hub.builder.track import Chain, follow
 from edge_cascade.policy import Plan
 
 
@@ -45,6 +47,21 @@ class BuildReport:
     default_plan: str
     full_accuracy: float
     rung_accuracy: Mapping[str, tuple[float, ...]]
+
+
+def naive_policy(ladders: Sequence[MeasuredLadder], epsilon: float) -> Policy:
+    """The plans of measured ladders, fitted to all of the calibration data."""
+    plans, default_plan = select_paying(
+        [make_plan(each.name, each.rungs, joined(each.optimise, each.test), epsilon) for each in ladders]
+    )
+    return Policy(tuple(plans), default_plan)
+
+
+def choose_naive(plan: Plan, ladder: MeasuredLadder, epsilon: float) -> tuple[float, ...]:
+    """The thresholds of the plan's own chain that cost at most epsilon on the calibration data, untested."""
+    outcomes = joined(ladder.optimise, ladder.test)
+    chain = Chain(plan.rungs, plan.score, np.array([point.max_score for point in plan.points]))
+    return plan.points[cheapest_within(epsilon, outcomes)(follow(chain, outcomes))].max_score
 
 
 def build_naive_bundle(

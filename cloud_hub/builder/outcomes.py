@@ -60,6 +60,20 @@ class Outcomes:
         )
 
 
+def joined(first: Outcomes, second: Outcomes) -> Outcomes:
+    """Two sets of samples as one; both have labels or none has, and the same for groups."""
+    return Outcomes(
+        heads=np.concatenate([first.heads, second.heads], axis=1),
+        full_labels=np.concatenate([first.full_labels, second.full_labels]),
+        labels=_joined(first.labels, second.labels),
+        groups=_joined(first.groups, second.groups),
+    )
+
+
+def _joined(first: Labels | None, second: Labels | None) -> Labels | None:
+    return None if first is None or second is None else np.concatenate([first, second])
+
+
 @dataclass(frozen=True, slots=True)
 class Walk:
     """What became of every sample at one choice of thresholds, all `(n,)`.

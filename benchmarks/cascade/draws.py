@@ -1,0 +1,181 @@
+"""How often a promise is broken: many calibration sets drawn from one pool, whose risk is known exactly.
+
+Each draw is a calibration set of its own. On it thresholds are chosen in four ways, and what each would do on
+the whole pool is counted: certified and naive, with a threshold for every rung and with one for all. Draws are
+without replacement, so a calibration set as large as the pool would know all of it: keep it below a half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numpy as np
+
+from benchmarks.harness import print_table
+from cloud_hub.builder.calibrate import cheapest_within
+from cloud_hub.builder.chain import ChoosePoint, optimised_chain, shared_chain
+from cloud_hub.builder.outcomes import Outcomes
+from cloud_hub.builder.risk_test import SampleLosses, last_passed, upper_bounds
+from cloud_hub.builder.track import Chain, follow, mean_costs, risk_if_answered, upload_shares
+from cloud_hub.builder.units import foresee, measure, units_of
+from edge_cascade.policy import Rung
+
+MakeChain = Callable[[Sequence[Rung], Outcomes, ChoosePoint], Chain]
+
+# D_opt's share of a calibration set: the split of `cloud-hub build`.
+OPTIMISE_SHARE: Final = 0.3
+_INTERVAL_LEVEL: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is drawn and what is promised of it."""
+
+    samples: int
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """What one choice of thresholds does on the whole pool."""
+
+    risk: float
+    upload_share: float
+    compute_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """How one way of choosing kept the promise over all draws.
+
+    `interval` holds the share of draws that broke it with confidence 0.95 (Clopper and Pearson). The other
+    figures are means over the draws.
+    """
+
+    way: str
+    draws: int
+    broken: int
+    interval: tuple[float, float]
+    risk: float
+    upload_share: float
+    compute_share: float
+
+    @property
+    def broken_share(self) -> float:
+        """The share of draws whose thresholds have a risk above epsilon on the pool."""
+        return self.broken / self.draws
+
+
+def run_draws(
+    rungs: Sequence[Rung],
+    pool: Outcomes,
+    trial: Trial,
+    *,
+    draws: int = 400,
+    seed: int = 0,
+    processes: int = 1,
+) -> tuple[Kept, ...]:
+    """Draw calibration sets from a pool of independent samples, and choose on each in every way.
+
+    Raises:
+        ValueError: if the pool is grouped, or less than twice a calibration set.
+    """
+    if pool.groups is not None or len(pool) < 2 * trial.samples:
+        raise ValueError(f"{len(pool)} samples are no pool for independent draws of {trial.samples}")
+    one = partial(_one_draw, tuple(rungs), pool, trial)
+    seeds = np.random.SeedSequence(seed).spawn(draws)
+    if processes == 1:
+        results = [one(each) for each in seeds]
+    else:
+        with ProcessPoolExecutor(processes) as executor:
+            results = list(executor.map(one, seeds, chunksize=max(draws // (4 * processes), 1)))
+    return tuple(_summary(way, [result[way] for result in results], trial.epsilon) for way in results[0])
+
+
+def print_draws(title: str, kept: Sequence[Kept], trial: Trial) -> None:
+    """One row per way of choosing."""
+    print_table(
+        f"{title}: {kept[0].draws} calibration sets of {trial.samples}, "
+        f"risk at most {trial.epsilon:.2%} promised with {1 - trial.delta:.0%} confidence",
+        ("thresholds", "broken", "95 % interval", "mean risk", "mean upload", "mean compute"),
+        [
+            (
+                each.way,
+                f"{each.broken_share:.1%}",
+                f"{each.interval[0]:.1%} to {each.interval[1]:.1%}",
+                f"{each.risk:.2%}",
+                f"{each.upload_share:.2%}",
+                f"{each.compute_share:.1%}",
+            )
+            for each in kept
+        ],
+    )
+
+
+def _one_draw(
+    rungs: tuple[Rung, ...], pool: Outcomes, trial: Trial, seed: np.random.SeedSequence
+) -> dict[str, Deployed]:
+    order = np.random.default_rng(seed).permutation(len(pool))[: trial.samples]
+    cut = round(OPTIMISE_SHARE * trial.samples)
+    optimise, test, everything = pool.rows(order[:cut]), pool.rows(order[cut:]), pool.rows(order)
+    return {
+        "per rung, certified": _deploy(pool, *_certified(optimised_chain, rungs, optimise, test, trial)),
+        "per rung, naive": _deploy(pool, *_naive(optimised_chain, rungs, everything, trial)),
+        "shared, certified": _deploy(pool, *_certified(shared_chain, rungs, optimise, test, trial)),
+        "shared, naive": _deploy(pool, *_naive(shared_chain, rungs, everything, trial)),
+    }
+
+
+def _certified(
+    make: MakeChain, rungs: tuple[Rung, ...], optimise: Outcomes, test: Outcomes, trial: Trial
+) -> tuple[Chain, int]:
+    """What `certify` does with one ladder, for either kind of chain."""
+    own, tested, risk = units_of(optimise), units_of(test), risk_if_answered(optimise)
+
+    def expected(losses_of: object) -> int:
+        foreseen = foresee(losses_of, risk, own, tested)  # type: ignore[arg-type]
+        return max(last_passed(foreseen.p_values(trial.epsilon), trial.delta), 0)
+
+    chain = make(rungs, optimise, expected)
+    losses = measure(follow(chain, test), risk_if_answered(test), tested)
+    return chain, max(last_passed(losses.p_values(trial.epsilon), trial.delta), 0)
+
+
+def _naive(
+    make: MakeChain, rungs: tuple[Rung, ...], outcomes: Outcomes, trial: Trial
+) -> tuple[Chain, int]:
+    choose = cheapest_within(trial.epsilon, outcomes)
+    chain = make(rungs, outcomes, choose)
+    return chain, choose(follow(chain, outcomes))
+
+
+def _deploy(pool: Outcomes, chain: Chain, point: int) -> Deployed:
+    alone = Chain(chain.rungs, chain.score, chain.max_scores[point : point + 1])
+    track = follow(alone, pool)
+    work = [rung.mult_adds for rung in chain.rungs]
+    return Deployed(
+        risk=float(track.totals(risk_if_answered(pool), 0.0)[0]) / len(pool),
+        upload_share=float(upload_shares(track)[0]),
+        compute_share=float(mean_costs(track, work)[0]) / sum(work),
+    )
+
+
+def _summary(way: str, deployed: Sequence[Deployed], epsilon: float) -> Kept:
+    draws = len(deployed)
+    broken = sum(each.risk > epsilon for each in deployed)
+    sides = np.array([broken, draws - broken], np.float64)
+    above, below = upper_bounds(SampleLosses(sides, draws), _INTERVAL_LEVEL / 2)
+    return Kept(
+        way=way,
+        draws=draws,
+        broken=broken,
+        interval=(1.0 - float(below), float(above)),
+        risk=float(np.mean([each.risk for each in deployed])),
+        upload_share=float(np.mean([each.upload_share for each in deployed])),
+        compute_share=float(np.mean([each.compute_share for each in deployed])),
+    )

@@ -1,0 +1,226 @@
+"""`cloud-hub build`: from a trained classifier and data to a certified bundle.
+
+The order is what makes the certificate hold: the network learns from the training part, int8 takes its
+ranges from it, temperatures, scores, chains and the choice of plans come from D_opt, and D_cal is read once,
+by the tests. Everything that takes long is kept beside the result until the build is finished.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from cloud_hub.builder.assemble import (
+    BUNDLE,
+    Content,
+    Declaration,
+    Policy,
+    ladder_steps,
+    write_model,
+)
+from cloud_hub.builder.card import Card, DataPart, Provenance, TradeRow, make_card, write_card
+from cloud_hub.builder.certify import Certified, MeasuredLadder, Targets, certify
+from cloud_hub.builder.collect import Stages, StageRuns, collect, full_labels, received
+from cloud_hub.builder.data import Dataset, data_sha256
+from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
+from cloud_hub.builder.naive import choose_naive, naive_policy
+from cloud_hub.builder.outcomes import Outcomes
+from cloud_hub.builder.prepare import Prepared, prepare
+from cloud_hub.builder.request import BuildRequest
+from cloud_hub.builder.steps import FOLDER, Steps
+from cloud_hub.builder.traffic import PlanRun
+from cloud_hub.errors import CertificateError
+from edge_cascade.bundle import load_bundle
+from edge_cascade.policy import Precision
+
+REPRESENTATIVE: Final = 1_024
+"""Training samples from which int8 takes its ranges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished build. `certified` is None where no certificate was asked for."""
+
+    out: Path
+    bundle_id: str
+    card: Card
+    certified: Certified | None
+
+
+def build(request: BuildRequest, console: Console | None = None) -> Built:
+    """Build what is asked for and write it to `request.out`.
+
+    Raises:
+        BuildError: a model, data or request that cannot be used, in one line.
+        CertificateError: too little data for the promise, or a promise that needs more uploads than allowed.
+    """
+    console = console or Console(stderr=True)
+    out = Path(request.out)
+    steps = Steps(out / FOLDER)
+    console.print("reading the data and the full model")
+    prepared = prepare(request)
+    for note in prepared.notes:
+        console.print(f"  {note}")
+    network = make_edge_network(request, prepared, steps, console)
+    console.print("calibrating on what trained nothing")
+    ladders = measure_ladders(request, prepared, network.stages, console)
+    policy, certified = decide(request, prepared, ladders)
+    if certified is not None:
+        check_saving(request, certified)
+    content = Content(
+        declaration=prepared.declaration,
+        stages=network.stages,
+        policy=policy,
+        full_model=prepared.full_file,
+        golden_samples=prepared.splits.calibrate.x,
+        litert=network.litert,
+    )
+    with uninterrupted():
+        bundle_id = write_model(out, content)
+    card = _card(request, prepared, network, policy, ladders, certified)
+    with uninterrupted():
+        write_card(out, card)
+    steps.discard()
+    return Built(out, bundle_id, card, certified)
+
+
+def measure_ladders(
+    request: BuildRequest, prepared: Prepared, stages: Stages, console: Console
+) -> list[MeasuredLadder]:
+    """Every ladder that was asked for, on D_opt and D_cal: temperatures are fitted on D_opt alone."""
+    splits = prepared.splits
+    parts = (splits.optimise, splits.calibrate)
+    rows = np.arange(len(parts[0]))
+    both = [received(part.x, prepared.declaration.preprocess, prepared.declaration.wire) for part in parts]
+    x = np.concatenate(both)
+    answers = full_labels(prepared.full_file, x)
+    reference = answers if splits.optimise.y is None else splits.optimise.y
+    wanted = {name: steps for name, steps in ladder_steps(len(stages.mult_adds)).items() if name in request.plans}
+    ladders = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("running every rung", total=sum(map(len, wanted.values())))
+        runs = StageRuns(stages, x, on_rung=lambda: progress.advance(task))
+        for name, steps in wanted.items():
+            rungs, heads = runs.calibrate(steps, reference, rows)
+            both_parts = _outcomes(heads, answers, parts)
+            ladders.append(MeasuredLadder(name, rungs, *both_parts))
+    return ladders
+
+
+def decide(
+    request: BuildRequest, prepared: Prepared, ladders: Sequence[MeasuredLadder]
+) -> tuple[Policy, Certified | None]:
+    """The certified policy, or a naive one where the request does without a certificate."""
+    if request.uncertified:
+        return naive_policy(ladders, request.epsilon), None
+    targets = Targets(request.epsilon, request.delta, request.disagreement_epsilon)
+    try:
+        certified = certify(ladders, targets, data_sha256=data_sha256(prepared.splits.calibrate))
+    except CertificateError as error:
+        raise CertificateError(f"{error}; or --uncertified for a bundle without a promise") from error
+    return Policy(certified.plans, certified.default_plan, certified.certificates), certified
+
+
+def check_saving(request: BuildRequest, certified: Certified) -> None:
+    """Refuse a bundle that would send everything, or more than the budget, and show the trade.
+
+    Raises:
+        CertificateError: with what each promise is expected to upload.
+    """
+    upload = certified.plan.points[certified.plan.chosen].upload_share
+    table = "; ".join(
+        f"{100 * trade.epsilon:g} % costs {100 * trade.upload_share:.1f} % upload"
+        for trade in certified.outlook.trades(request.epsilon)
+    )
+    if not certified.saves:
+        raise CertificateError(
+            f"epsilon {request.epsilon:g} holds only if every sample is sent. Expected at other promises: {table}"
+        )
+    if request.max_upload is not None and upload > request.max_upload:
+        needed = certified.outlook.epsilon_for_upload(request.max_upload)
+        raise CertificateError(
+            f"epsilon {request.epsilon:g} needs {100 * upload:.1f} % upload, more than the "
+            f"{100 * request.max_upload:g} % allowed, which take an epsilon of about {needed:.3g}. "
+            f"Expected at other promises: {table}"
+        )
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the block is done, so that the files of one build stay together."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _outcomes(
+    heads: np.ndarray, answers: np.ndarray, parts: tuple[Dataset, Dataset]
+) -> tuple[Outcomes, Outcomes]:
+    first = len(parts[0])
+    places = (np.arange(first), np.arange(first, len(answers)))
+    made = [
+        Outcomes(heads[:, place], answers[place], part.y, part.groups)
+        for place, part in zip(places, parts, strict=True)
+    ]
+    return made[0], made[1]
+
+
+def _card(
+    request: BuildRequest,
+    prepared: Prepared,
+    network: EdgeNetwork,
+    policy: Policy,
+    ladders: Sequence[MeasuredLadder],
+    certified: Certified | None,
+) -> Card:
+    """The card, measured on the test part where there is one; thresholds never saw it."""
+    splits = prepared.splits
+    bundle = load_bundle(Path(request.out) / BUNDLE)
+    plan = bundle.plan()
+    part, measured_on = (splits.calibrate, "calibration data") if splits.test is None else (splits.test, "test data")
+    outcomes = collect(bundle, plan, part.x, prepared.full_file, part.y)
+    ladder = next(ladder for ladder in ladders if ladder.name == plan.name)
+    provenance = Provenance(
+        measured_on=measured_on,
+        data=tuple(_data_parts(splits.train, splits.optimise, splits.calibrate, splits.test)),
+        naive=choose_naive(plan, ladder, request.epsilon),
+        trade=()
+        if certified is None
+        else tuple(
+            TradeRow(trade.epsilon, trade.upload_share, trade.mult_adds)
+            for trade in certified.outlook.trades(request.epsilon)
+        ),
+        made_by=network.made_by,
+    )
+    return make_card(PlanRun(bundle, plan, part.x, outcomes), provenance)
+
+
+def _data_parts(
+    train: Dataset, optimise: Dataset, calibrate: Dataset, test: Dataset | None
+) -> Iterator[DataPart]:
+    for name, part in (
+        ("training", train),
+        ("thresholds (D_opt)", optimise),
+        ("certificate (D_cal)", calibrate),
+        ("test", test),
+    ):
+        if part is not None:
+            groups = None if part.groups is None else len(np.unique(part.groups))
+            yield DataPart(name, len(part), groups, data_sha256(part))

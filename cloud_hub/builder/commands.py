@@ -1,0 +1,136 @@
+"""`cloud-hub build`: its options are the keys of a recipe, so a recipe file and the line can share the work."""
+
+# ruff: noqa: T201 - what a command prints is its result
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from cloud_hub.builder.request import RECIPE_SUFFIX, BuildRequest, make_request, read_recipe
+
+INTERRUPTED: Final = 130
+
+_DESCRIPTION: Final = """\
+Turn a trained classifier and data into a bundle for the boards: a small network with early exits (yours with
+--edge, else one that is trained here), quantised, with thresholds whose cost in accuracy is certified. Writes
+DIR/bundle for the boards, DIR/full.onnx for the hub, DIR/card.html and card.md to read, DIR/report.json.
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "build", help="turn a trained classifier and data into a certified bundle", description=_DESCRIPTION
+    )
+    parser.set_defaults(run=_build)
+    parser.add_argument(
+        "recipe", nargs="?", type=Path, metavar="RECIPE", help=f"a {RECIPE_SUFFIX} file with these options as keys"
+    )
+    _add_inputs(parser)
+    _add_promise(parser)
+    _add_samples(parser)
+    _add_network(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs and result")
+    _add(group, "--full", metavar="FILE", help="the trained classifier, ONNX")
+    _add(group, "--data", metavar="PATH", help=".npz with x and y or x_train, ..., or a folder per class")
+    _add(group, "--edge", metavar="FILE", help="a smaller classifier of your own, ONNX: it gets exits")
+    _add(group, "--out", metavar="DIR", help="the directory to write")
+    _add(group, "--rebase", metavar="DIR", help="keep this model's network, certify it anew for --full")
+    _add(group, "--model", metavar="NAME", help="the model's name (default: the last part of --out)")
+    _add(group, "--version", metavar="TEXT", help="the bundle's version (default: 1.0.0)")
+    _add(group, "--seed", type=int, metavar="N", help="seed of splits and training (default: 0)")
+    _add(group, "--max-bytes", type=int, metavar="N", help="memory that the data may take (default: 2 GiB)")
+    for role, text in (("x", "samples"), ("y", "labels"), ("groups", "groups"), ("labels", "names of labels")):
+        _add(group, f"--{role}-key", metavar="NAME", help=f"the array that holds the {text}")
+
+
+def _add_promise(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the promise")
+    _add(group, "--epsilon", type=float, metavar="SHARE", help="accuracy that answers may cost (default: 0.005)")
+    _add(group, "--delta", type=float, metavar="SHARE", help="1 - confidence of the promise (default: 0.05)")
+    _add(
+        group,
+        "--disagreement-epsilon",
+        type=float,
+        metavar="SHARE",
+        help="bound on answers that differ from the full model's (default: from the data)",
+    )
+    _add(group, "--max-upload", type=float, metavar="SHARE", help="refuse a bundle that uploads more")
+    _add(group, "--plans", type=_words, metavar="NAME,...", help="int8, int8-fp32, fp32 (default: all three)")
+    _add(group, "--uncertified", action="store_true", help="fit thresholds and promise nothing")
+
+
+def _add_samples(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what a sample is", "The full model is given (x * scale - mean) / std.")
+    _add(group, "--scale", type=float, metavar="NUMBER", help="default: 1")
+    _add(group, "--mean", type=_numbers, metavar="NUMBER,...", help="one value or one a channel (default: 0)")
+    _add(group, "--std", type=_numbers, metavar="NUMBER,...", help="one value or one a channel (default: 1)")
+    _add(group, "--layout", choices=("channels_first", "channels_last"), help="which axis holds the channels")
+    _add(group, "--encoding", choices=("auto", "float32", "int8", "uint8"), help="how samples travel")
+    _add(group, "--wire-scale", type=float, metavar="NUMBER", help="one step of int8 or uint8 (default: by tensor)")
+    _add(group, "--window", type=int, metavar="N", help="samples are windows of N values of a stream")
+    _add(group, "--hop", type=int, metavar="N", help="values between windows on the board (default: the window)")
+    _add(group, "--window-overlap", type=int, metavar="N", help="values that neighbours in the data share")
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the board's network")
+    _add(group, "--exits", type=_numbers, metavar="SHARE,...", help="where exits go, by cost (default: 0.2,0.5)")
+    _add(group, "--cuts", type=_words, metavar="VALUE,...", help="where exits go in --edge, by name")
+    _add(group, "--size", choices=("auto", "small", "medium", "large"), help="of the network that is trained")
+    _add(group, "--budget-ms", type=float, metavar="MS", help="time that a sample may take at all exits")
+    _add(group, "--budget-kb", type=float, metavar="KB", help="size of its weights in the bundle, both precisions")
+    _add(group, "--profile", metavar="FILE", help="what `edge-daemon profile` measured on the board")
+    _add(group, "--epochs", type=int, metavar="N", help="passes over the training data (default: 15)")
+    _add(group, "--batch", type=int, metavar="N", help="samples in a step (default: 128)")
+    _add(group, "--distillation", type=float, metavar="SHARE", help="the full model's say (default: 0.5)")
+    _add(group, "--litert", action="store_true", help="write stages for LiteRT as well")
+
+
+def _add(group: argparse._ArgumentGroup, name: str, **options: Any) -> None:
+    # Absent from the result unless typed, so that a recipe's value or the default stands.
+    group.add_argument(name, default=argparse.SUPPRESS, **options)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0.2,0.5") from error
+
+
+def request_of(args: argparse.Namespace) -> BuildRequest:
+    """The request of a parsed command line."""
+    given = {name: value for name, value in vars(args).items() if name in BuildRequest.__struct_fields__}
+    return make_request(given) if args.recipe is None else read_recipe(args.recipe, given)
+
+
+def _build(args: argparse.Namespace) -> int:
+    request = request_of(args)
+    from cloud_hub.builder.build import build
+    from cloud_hub.builder.summary import print_summary
+
+    console = Console(stderr=True)
+    try:
+        built = build(request, console)
+    except KeyboardInterrupt:
+        print("cloud-hub: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+    if args.json:
+        print((built.out / "report.json").read_text(encoding="utf-8"), end="")
+    else:
+        print_summary(built)
+    return 0

@@ -1,0 +1,224 @@
+"""The board's network: the user's own with exits, one of a family, or that of a bundle that is rebased."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from rich.console import Console
+
+from cloud_hub.builder.adopt import adopt
+from cloud_hub.builder.assemble import Cuts, cut_network
+from cloud_hub.builder.collect import Stages, full_logits, stages_of_bundle
+from cloud_hub.builder.cuts import cut_table, prepare_cuts
+from cloud_hub.builder.data import data_sha256
+from cloud_hub.builder.export import export_staged
+from cloud_hub.builder.family import Candidate, default_family
+from cloud_hub.builder.outcomes import Floats, Labels
+from cloud_hub.builder.prepare import Prepared
+from cloud_hub.builder.request import BuildRequest
+from cloud_hub.builder.selection import measure_candidate, select_candidate
+from cloud_hub.builder.staged import StagedGraph
+from cloud_hub.builder.steps import Steps
+from cloud_hub.errors import BuildError
+from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.policy import Precision
+from edge_cascade.preprocess import normalise
+from edge_cascade.profile import read_profile, speed_ratio
+
+REPRESENTATIVE: Final = 1_024
+"""Training samples from which int8 takes its ranges."""
+
+SOFTENING: Final = 2.0
+"""Divides the full model's logits where it teaches (Hinton et al. 2015, arXiv 1503.02531)."""
+
+EXIT_WEIGHTS: Final = (0.3, 0.6, 1.0)
+"""What the exits' losses count in training, first exit first: the last one answers alone when it must."""
+
+PEAK_RATE: Final = 3e-3
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeNetwork:
+    """The stages as they ship, and how they were made, for people to read."""
+
+    stages: Stages
+    made_by: Mapping[str, str]
+    litert: Mapping[tuple[int, Precision], bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a network learns from: normalised `x`, labels, and the full model's logits `(n, classes)`."""
+
+    x: Floats
+    y: Labels
+    teacher: Floats
+
+
+def make_edge_network(
+    request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
+) -> EdgeNetwork:
+    """Train or take the network that was asked for, quantise and cut it.
+
+    Raises:
+        BuildError: a network that cannot be used, or none that fits the budget.
+    """
+    if request.rebase is not None:
+        return _rebased(request, prepared)
+    lesson = _lesson(prepared, console)
+    made_by: Mapping[str, str]
+    if request.edge is not None:
+        staged, made_by = _with_exits(request, prepared, lesson, steps, console)
+    else:
+        staged, made_by = _trained(request, prepared, lesson, steps, console)
+    console.print("quantising and cutting")
+    cuts = cut_network(staged, prepared.splits.train.x[:REPRESENTATIVE], prepared.declaration)
+    litert = _litert(cuts) if request.litert else {}
+    return EdgeNetwork(cuts.stages, {**made_by, "parameters": f"{staged.parameter_count:,}"}, litert)
+
+
+def check_rebase(bundle: Bundle, prepared: Prepared) -> None:
+    """Refuse a bundle whose network does not fit the data or the new full model.
+
+    Raises:
+        BuildError: naming what differs.
+    """
+    graph, declaration = bundle.graph, prepared.declaration
+    for name, old, new in (
+        ("input shape", graph.input_shape, declaration.input_shape),
+        ("number of labels", len(graph.labels), len(declaration.labels)),
+        ("preprocessing", graph.preprocess, declaration.preprocess),
+    ):
+        if old != new:
+            raise BuildError(f"rebase: the bundle's {name} is {old}, that of the new full model's {new}")
+
+
+def _rebased(request: BuildRequest, prepared: Prepared) -> EdgeNetwork:
+    root = Path(str(request.rebase))
+    bundle = load_bundle(root / "bundle" if (root / "bundle").is_dir() else root)
+    check_rebase(bundle, prepared)
+    return EdgeNetwork(
+        stages_of_bundle(bundle), {"network": f"that of bundle {bundle.bundle_id[:12]}, not trained again"}
+    )
+
+
+def _lesson(prepared: Prepared, console: Console) -> Lesson:
+    console.print("asking the full model about the training data")
+    train = prepared.splits.train
+    x = normalise(train.x, prepared.declaration.preprocess)
+    teacher = full_logits(prepared.full_file, x)
+    y = teacher.argmax(axis=1).astype(np.int64) if train.y is None else train.y
+    return Lesson(x, y, teacher)
+
+
+def _with_exits(
+    request: BuildRequest, prepared: Prepared, lesson: Lesson, steps: Steps, console: Console
+) -> tuple[StagedGraph, Mapping[str, str]]:
+    from cloud_hub.builder.heads import train_heads
+
+    own = adopt(Path(str(request.edge)), sample_shape=prepared.full.input_shape, role="edge network")
+    if own.classes != prepared.full.classes or own.input_shape != prepared.full.input_shape:
+        raise BuildError(
+            f"edge network: takes {own.input_shape} and tells {own.classes} classes apart, the full model "
+            f"{prepared.full.input_shape} and {prepared.full.classes}"
+        )
+    plan = prepare_cuts(own, shares=request.exits, names=request.cuts or None)
+    for name, shape, share in cut_table(plan):
+        console.print(f"  exit behind {name} ({shape}), {share} of the work")
+    staged = train_heads(own, plan, lesson, seed=request.seed, share=request.distillation, steps=steps)
+    return staged, {"network": f"{Path(str(request.edge)).name} with {staged.stages} exits, its trunk frozen"}
+
+
+def _trained(
+    request: BuildRequest, prepared: Prepared, lesson: Lesson, steps: Steps, console: Console
+) -> tuple[StagedGraph, Mapping[str, str]]:
+    from cloud_hub.builder.training import Distillation, Schedule, train_edge
+
+    candidate = choose_candidate(request, prepared)
+    console.print(f"training the {candidate.name} network: {candidate.network.parameter_count:,} parameters")
+    schedule = Schedule(epochs=request.epochs, seed=request.seed, batch=request.batch, peak_rate=PEAK_RATE)
+    distillation = Distillation(request.distillation, SOFTENING, EXIT_WEIGHTS)
+    depends_on = [
+        str(candidate.network),
+        str(schedule),
+        str(distillation),
+        data_sha256(prepared.splits.train),
+        str(prepared.declaration.preprocess),
+        full_digest(prepared),
+    ]
+    parameters = steps.arrays(
+        "network",
+        depends_on,
+        lambda checkpoint: dict(
+            train_edge(
+                candidate.network,
+                lesson.x,
+                lesson.y,
+                schedule=schedule,
+                distillation=distillation,
+                teacher_logits=lesson.teacher,
+                checkpoint=checkpoint,
+            )
+        ),
+    )
+    staged = export_staged(
+        candidate.network, {name: array.astype(np.float32) for name, array in parameters.items()}
+    )
+    return staged, {
+        "network": f"{candidate.name} of the default family",
+        "training": f"{request.epochs} epochs, distillation {request.distillation:g}, seed {request.seed}",
+    }
+
+
+def choose_candidate(request: BuildRequest, prepared: Prepared) -> Candidate:
+    """The network of the family that was asked for, or the largest within the budgets.
+
+    Without a budget that is the medium one.
+    """
+    family = default_family(prepared.full.input_shape, prepared.full.classes)
+    if request.size != "auto":
+        return next(candidate for candidate in family if candidate.name == request.size)
+    if request.budget_ms is None and request.budget_kb is None:
+        return next(candidate for candidate in family if candidate.name == "medium")
+    scale = 1.0
+    if request.profile is not None and request.budget_ms is not None:
+        scale = board_scale(Path(request.profile))
+    return select_candidate(
+        family,
+        budget_us=None if request.budget_ms is None else 1000.0 * request.budget_ms,
+        budget_bytes=None if request.budget_kb is None else int(1000 * request.budget_kb),
+        measure=lambda candidate: measure_candidate(candidate, scale=scale),
+    )
+
+
+def board_scale(path: Path) -> float:
+    """How many times longer than this machine a board takes, by its profile.
+
+    Raises:
+        BuildError: when the profile has nothing that can be measured here too.
+    """
+    from cloud_hub.builder.costs import measure_here
+
+    there = read_profile(path)
+    ratio = speed_ratio(measure_here(there), there).get("fp32")
+    if ratio is None:
+        raise BuildError(
+            f"profile {path}: holds no stage of the models that ship with this version; measure the board again"
+        )
+    return ratio
+
+
+def full_digest(prepared: Prepared) -> str:
+    """SHA-256 of the full model's file."""
+    return hashlib.sha256(prepared.full_file).hexdigest()
+
+
+def _litert(cuts: Cuts) -> Mapping[tuple[int, Precision], bytes]:
+    from cloud_hub.builder.tflite import litert_files
+
+    return litert_files(cuts.by_precision, cuts.staged)

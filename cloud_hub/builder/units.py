@@ -1,0 +1,57 @@
+"""The independent units of a set of samples, and the losses of every point counted by them. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud_hub.builder.outcomes import Outcomes
+from cloud_hub.builder.risk_test import GroupLosses, Losses, Method, SampleLosses
+from cloud_hub.builder.track import Array, Marks, Track
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Which unit each sample belongs to `(n,)`, and how many samples each unit has `(units,)`."""
+
+    index: NDArray[np.intp]
+    sizes: Array
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def method(self) -> Method:
+        """How the risk is tested: units of one sample each are independent samples."""
+        return "binomial" if len(self.sizes) == len(self.index) else "betting"
+
+    @property
+    def full_size(self) -> float:
+        """How many units of the largest one's size the samples would fill: what betting counts."""
+        return float(self.sizes.sum() / self.sizes.max())
+
+
+def units_of(outcomes: Outcomes) -> Units:
+    """The groups of the samples; every sample is one where none are named."""
+    if outcomes.groups is None:
+        return Units(np.arange(len(outcomes)), np.ones(len(outcomes)))
+    _, index, counts = np.unique(outcomes.groups, return_inverse=True, return_counts=True)
+    return Units(index, counts.astype(np.float64))
+
+
+def measure(track: Track, if_answered: Marks, units: Units) -> Losses:
+    """The losses of every point, ready to be tested; `if_answered` `(rungs, n)` marks what is one."""
+    if units.method == "binomial":
+        return SampleLosses(track.totals(if_answered, 0.0), len(units))
+    return GroupLosses(track.totals_by_unit(if_answered, 0.0, units.index, len(units)), units.sizes)
+
+
+def foresee(track: Track, if_answered: Marks | Array, own: Units, tested: Units) -> Losses:
+    """The losses to expect on `tested`, from samples like them whose units are `own`. For plans, no test."""
+    if tested.method == "binomial":
+        share = track.totals(if_answered, 0.0) / len(own.index)
+        return SampleLosses(share * len(tested), len(tested))
+    losses = track.totals_by_unit(if_answered, 0.0, own.index, len(own))
+    return GroupLosses(losses, own.sizes, repeats=tested.full_size / own.full_size)

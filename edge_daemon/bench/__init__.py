@@ -1,0 +1,1 @@
+"""`edge-daemon profile` and `edge-daemon bench`: what stages and bundles cost on this board."""
