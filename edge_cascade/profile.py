@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -93,15 +94,17 @@ def cost_of(
     return next((cost.p50_us for cost in profile.stages if _key(cost) == wanted), None)
 
 
-def speed_ratio(here: Profile, there: Profile, *, pace: Pace = "tight") -> dict[Precision, float]:
+def speed_ratio(
+    here: Sequence[StageCost], there: Sequence[StageCost], *, pace: Pace = "tight"
+) -> dict[Precision, float]:
     """How many times as long a stage takes there, by precision: the geometric mean over the shared stages.
 
     Shared is what both measured: same bundle, stage, precision and runtime. A precision without any is
     absent.
     """
-    known = {_key(cost): cost.p50_us for cost in here.stages}
+    known = {_key(cost): cost.p50_us for cost in here}
     logarithms: dict[Precision, list[float]] = defaultdict(list)
-    for cost in there.stages:
+    for cost in there:
         if cost.pace == pace and _key(cost) in known:
             logarithms[cost.precision].append(math.log(cost.p50_us / known[_key(cost)]))
     return {precision: math.exp(math.fsum(logs) / len(logs)) for precision, logs in logarithms.items()}

@@ -28,17 +28,21 @@ def shipped_model_dir(name: str) -> Path:
 
 
 def find_bundle(name_or_path: str) -> Path:
-    """The bundle's directory for a shipped model's name, or for a path (which needs a `/`).
+    """The bundle's directory: a shipped model's by its name, one inside `path/bundle`, or `path` itself.
 
     Raises:
         BundleError: naming what was looked for.
     """
-    if "/" not in name_or_path:
+    if name_or_path in shipped_models():
         return shipped_model_dir(name_or_path) / "bundle"
     path = Path(name_or_path)
-    if not path.is_dir():
-        raise BundleError(f"{path}: no such directory; a bundle is a directory with 'graph' and 'weights'")
-    return path
+    for directory in (path / "bundle", path):
+        if (directory / "graph").is_dir():
+            return directory
+    if "/" not in name_or_path and not path.is_dir():
+        return shipped_model_dir(name_or_path)
+    what = "no bundle in it" if path.is_dir() else "no such directory"
+    raise BundleError(f"{path}: {what}; a bundle is a directory with 'graph' and 'weights'")
 
 
 def _root() -> Path:

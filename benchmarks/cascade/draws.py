@@ -146,9 +146,7 @@ def _certified(
     return chain, max(last_passed(losses.p_values(trial.epsilon), trial.delta), 0)
 
 
-def _naive(
-    make: MakeChain, rungs: tuple[Rung, ...], outcomes: Outcomes, trial: Trial
-) -> tuple[Chain, int]:
+def _naive(make: MakeChain, rungs: tuple[Rung, ...], outcomes: Outcomes, trial: Trial) -> tuple[Chain, int]:
     choose = cheapest_within(trial.epsilon, outcomes)
     chain = make(rungs, outcomes, choose)
     return chain, choose(follow(chain, outcomes))

@@ -37,13 +37,12 @@ IMAGES = Network(
         Stage(
             (
                 *_conv(32),
-                *_conv(48),
                 MaxPool(2),
-                *_conv(96),
-                *_conv(96),
+                *_conv(64),
+                *_conv(64),
                 MaxPool(2),
-                *_conv(160),
-                *_conv(160),
+                *_conv(128),
+                *_conv(128),
                 MaxPool(2),
             ),
             (Flatten(), Dense(256), Relu(), Dense(10)),
@@ -106,5 +105,10 @@ def _shift_images(x: Floats, rng: np.random.Generator) -> Floats:
 def _turn_signals(x: Floats, rng: np.random.Generator) -> Floats:
     """Another gain, a later start, and the sensor mounted the other way round."""
     gain = np.exp(0.15 * rng.standard_normal((len(x), 1, 1))) * rng.choice([-1.0, 1.0], (len(x), 1, 1))
-    rolled = np.stack([np.roll(one, shift, axis=-1) for one, shift in zip(x, rng.integers(0, x.shape[-1], len(x)), strict=True)])
+    rolled = np.stack(
+        [
+            np.roll(one, shift, axis=-1)
+            for one, shift in zip(x, rng.integers(0, x.shape[-1], len(x)), strict=True)
+        ]
+    )
     return np.asarray(rolled * gain, np.float32)

@@ -13,23 +13,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
+from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import Progress
 
 from cloud_hub.builder.assemble import (
     BUNDLE,
     Content,
-    Declaration,
     Policy,
     ladder_steps,
     write_model,
 )
 from cloud_hub.builder.card import Card, DataPart, Provenance, TradeRow, make_card, write_card
 from cloud_hub.builder.certify import Certified, MeasuredLadder, Targets, certify
-from cloud_hub.builder.collect import Stages, StageRuns, collect, full_labels, received
+from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received
+from cloud_hub.builder.costs import Costs, board_costs, int8_pays
 from cloud_hub.builder.data import Dataset, data_sha256
 from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
 from cloud_hub.builder.naive import choose_naive, naive_policy
@@ -40,10 +40,6 @@ from cloud_hub.builder.steps import FOLDER, Steps
 from cloud_hub.builder.traffic import PlanRun
 from cloud_hub.errors import CertificateError
 from edge_cascade.bundle import load_bundle
-from edge_cascade.policy import Precision
-
-REPRESENTATIVE: Final = 1_024
-"""Training samples from which int8 takes its ranges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,8 @@ def build(request: BuildRequest, console: Console | None = None) -> Built:
         console.print(f"  {note}")
     network = make_edge_network(request, prepared, steps, console)
     console.print("calibrating on what trained nothing")
-    ladders = measure_ladders(request, prepared, network.stages, console)
+    costs = _board_costs(request, prepared, network.stages)
+    ladders = measure_ladders(request, prepared, network.stages, costs, console)
     policy, certified = decide(request, prepared, ladders)
     if certified is not None:
         check_saving(request, certified)
@@ -94,9 +91,12 @@ def build(request: BuildRequest, console: Console | None = None) -> Built:
 
 
 def measure_ladders(
-    request: BuildRequest, prepared: Prepared, stages: Stages, console: Console
+    request: BuildRequest, prepared: Prepared, stages: Stages, costs: Costs, console: Console
 ) -> list[MeasuredLadder]:
-    """Every ladder that was asked for, on D_opt and D_cal: temperatures are fitted on D_opt alone."""
+    """Every ladder that was asked for, on D_opt and D_cal: temperatures are fitted on D_opt alone.
+
+    Where the costs on the board are known, int8 is left out if no stage gains by it.
+    """
     splits = prepared.splits
     parts = (splits.optimise, splits.calibrate)
     rows = np.arange(len(parts[0]))
@@ -104,15 +104,20 @@ def measure_ladders(
     x = np.concatenate(both)
     answers = full_labels(prepared.full_file, x)
     reference = answers if splits.optimise.y is None else splits.optimise.y
-    wanted = {name: steps for name, steps in ladder_steps(len(stages.mult_adds)).items() if name in request.plans}
+    pays = not costs or int8_pays(costs)
+    wanted = {
+        name: steps
+        for name, steps in ladder_steps(len(stages.mult_adds)).items()
+        if name in request.plans and (pays or name == "fp32" or "fp32" not in request.plans)
+    }
     ladders = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("running every rung", total=sum(map(len, wanted.values())))
         runs = StageRuns(stages, x, on_rung=lambda: progress.advance(task))
         for name, steps in wanted.items():
             rungs, heads = runs.calibrate(steps, reference, rows)
-            both_parts = _outcomes(heads, answers, parts)
-            ladders.append(MeasuredLadder(name, rungs, *both_parts))
+            priced = tuple(replace(rung, cost_us=costs.get((rung.stage, rung.precision))) for rung in rungs)
+            ladders.append(MeasuredLadder(name, priced, *_outcomes(heads, answers, parts)))
     return ladders
 
 
@@ -152,6 +157,15 @@ def check_saving(request: BuildRequest, certified: Certified) -> None:
             f"{100 * request.max_upload:g} % allowed, which take an epsilon of about {needed:.3g}. "
             f"Expected at other promises: {table}"
         )
+
+
+def _board_costs(request: BuildRequest, prepared: Prepared, stages: Stages) -> Costs:
+    """By the board's profile; without one nothing is known of the board."""
+    if request.profile is None:
+        return {}
+    declaration = prepared.declaration
+    one = received(prepared.splits.optimise.x[:1], declaration.preprocess, declaration.wire)
+    return board_costs(stages, one, Path(request.profile))
 
 
 @contextmanager
@@ -194,7 +208,9 @@ def _card(
     splits = prepared.splits
     bundle = load_bundle(Path(request.out) / BUNDLE)
     plan = bundle.plan()
-    part, measured_on = (splits.calibrate, "calibration data") if splits.test is None else (splits.test, "test data")
+    part, measured_on = (
+        (splits.calibrate, "calibration data") if splits.test is None else (splits.test, "test data")
+    )
     outcomes = collect(bundle, plan, part.x, prepared.full_file, part.y)
     ladder = next(ladder for ladder in ladders if ladder.name == plan.name)
     provenance = Provenance(

@@ -82,11 +82,14 @@ def _markdown(text: str) -> str:
 
 
 def _markdown_rows(table: Table) -> Iterator[str]:
-    for row in (table.heads, None, *table.rows):
-        if row is None:
-            yield f"|---|{'---:|' * (len(table.heads) - 1)}"
-        else:
-            yield f"| {' | '.join(map(_markdown, row))} |"
+    align = "---:" if any(table.heads) else "---"
+    yield _markdown_row(table.heads)
+    yield f"|---|{f'{align}|' * (len(table.heads) - 1)}"
+    yield from map(_markdown_row, table.rows)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_markdown, cells))} |"
 
 
 def _html_section(section: Section, plots: Mapping[PlotName, Plot]) -> Iterator[str]:

@@ -110,9 +110,9 @@ def _summary_lines(card: Card) -> Iterator[str]:
         f"full model alone, {_percent(seen.edge_accuracy)} the board alone."
     )
     yield (
-        f"Uplink: {uplink.bytes_up['cascade']:,.1f} bytes a sample, {_percent(uplink.saved['all_deflated'])} "
-        f"less than sending every sample deflated, {_percent(uplink.saved['all_raw'])} less than sending every "
-        f"sample raw ({uplink.raw_dtype})."
+        f"Uplink: {uplink.bytes_up['cascade']:,.1f} bytes a sample, {_less(uplink.saved['all_deflated'])} "
+        f"than sending every sample deflated, {_less(uplink.saved['all_raw'])} than sending every sample "
+        f"raw ({uplink.raw_dtype})."
     )
     yield (
         f"Work: {seen.mult_adds:,.0f} multiply-adds a sample on average, {_percent(seen.compute_share)} of "
@@ -299,8 +299,12 @@ def _measure(card: Card) -> str:
 
 def _percent(share: float) -> str:
     """A measured share; 99.96 % must not become 100 %."""
-    digits = 1 if 0.001 <= share <= 0.999 or share in {0.0, 1.0} else 2
+    digits = 1 if 0.01 <= share <= 0.99 or share in {0.0, 1.0} else 2
     return f"{share * 100:.{digits}f} %"
+
+
+def _less(saved: float) -> str:
+    return f"{_percent(saved)} less" if saved >= 0 else f"{_percent(-saved)} more"
 
 
 def _agreed(share: float) -> str:

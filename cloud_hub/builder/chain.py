@@ -26,12 +26,11 @@ from cloud_hub.builder.descent import (
     rung_costs,
 )
 from cloud_hub.builder.outcomes import Outcomes
-from cloud_hub.builder.track import Array, Chain, Track, follow, mean_costs, risk_if_answered, upload_shares
+from cloud_hub.builder.track import Array, Chain, Track, follow, mean_costs, upload_shares
 from edge_cascade.policy import ACCEPT_ALL, ACCEPT_NONE, Rung
 from edge_cascade.scores import SCORE_COLUMN, ScoreName
 
 MAX_POINTS: Final = 60
-SPACING=lambda u,l: (1-u)+l
 
 ChoosePoint = Callable[[Track], int]
 """Which point of a chain would be deployed, by its track over the samples that the chain is fitted to."""
@@ -40,6 +39,8 @@ ChoosePoint = Callable[[Track], int]
 _SCORES: Final[tuple[ScoreName, ...]] = ("margin", "max_prob", "entropy")
 # Steps along the chain before it is thinned.
 _FINE: Final = 512
+# Below this share nobody counts uploads.
+_FEWEST_UPLOADS: Final = 1e-3
 
 
 def optimised_chain(rungs: Sequence[Rung], outcomes: Outcomes, choose: ChoosePoint) -> Chain:
@@ -130,15 +131,14 @@ def _ended(limits: Array) -> Array:
 def _thinned(chain: Chain, outcomes: Outcomes) -> Chain:
     """At most `MAX_POINTS` of the points, both ends among them.
 
-    Evenly spaced in the mean of two measures, the share of the uploads saved and of the risk taken: the first
-    gives steps to a device that has bytes to save, the second places to stop at near any epsilon.
+    Evenly spaced in the mean of two measures of the uploads, their share and its logarithm. The certificate
+    can only stop at a point that is there, and what a step between two points is worth is a part of the
+    uploads, be they many or few.
     """
     if len(chain) <= MAX_POINTS:
         return chain
-    track = follow(chain, outcomes)
-    saved = 1.0 - upload_shares(track)
-    lost = np.maximum.accumulate(track.totals(risk_if_answered(outcomes), 0.0))
-    progress = SPACING(upload_shares(track), lost / max(lost[-1], 1.0))
+    uploads = np.maximum(upload_shares(follow(chain, outcomes)), _FEWEST_UPLOADS)
+    progress = (1.0 - uploads) + np.log(uploads) / np.log(_FEWEST_UPLOADS)
     wanted = np.linspace(progress[0], progress[-1], MAX_POINTS)
     kept = np.unique([0, *np.searchsorted(progress, wanted[1:-1]), len(chain) - 1])
     return Chain(chain.rungs, chain.score, chain.max_scores[kept])

@@ -29,7 +29,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.set_defaults(run=_build)
     parser.add_argument(
-        "recipe", nargs="?", type=Path, metavar="RECIPE", help=f"a {RECIPE_SUFFIX} file with these options as keys"
+        "recipe",
+        nargs="?",
+        type=Path,
+        metavar="RECIPE",
+        help=f"a {RECIPE_SUFFIX} file with these options as keys",
     )
     _add_inputs(parser)
     _add_promise(parser)
@@ -49,13 +53,24 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     _add(group, "--version", metavar="TEXT", help="the bundle's version (default: 1.0.0)")
     _add(group, "--seed", type=int, metavar="N", help="seed of splits and training (default: 0)")
     _add(group, "--max-bytes", type=int, metavar="N", help="memory that the data may take (default: 2 GiB)")
-    for role, text in (("x", "samples"), ("y", "labels"), ("groups", "groups"), ("labels", "names of labels")):
+    for role, text in (
+        ("x", "samples"),
+        ("y", "labels"),
+        ("groups", "groups"),
+        ("labels", "names of labels"),
+    ):
         _add(group, f"--{role}-key", metavar="NAME", help=f"the array that holds the {text}")
 
 
 def _add_promise(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the promise")
-    _add(group, "--epsilon", type=float, metavar="SHARE", help="accuracy that answers may cost (default: 0.005)")
+    _add(
+        group,
+        "--epsilon",
+        type=float,
+        metavar="SHARE",
+        help="accuracy that answers may cost (default: 0.005)",
+    )
     _add(group, "--delta", type=float, metavar="SHARE", help="1 - confidence of the promise (default: 0.05)")
     _add(
         group,
@@ -76,19 +91,43 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     _add(group, "--std", type=_numbers, metavar="NUMBER,...", help="one value or one a channel (default: 1)")
     _add(group, "--layout", choices=("channels_first", "channels_last"), help="which axis holds the channels")
     _add(group, "--encoding", choices=("auto", "float32", "int8", "uint8"), help="how samples travel")
-    _add(group, "--wire-scale", type=float, metavar="NUMBER", help="one step of int8 or uint8 (default: by tensor)")
+    _add(
+        group,
+        "--wire-scale",
+        type=float,
+        metavar="NUMBER",
+        help="one step of int8 or uint8 (default: by tensor)",
+    )
     _add(group, "--window", type=int, metavar="N", help="samples are windows of N values of a stream")
-    _add(group, "--hop", type=int, metavar="N", help="values between windows on the board (default: the window)")
+    _add(
+        group,
+        "--hop",
+        type=int,
+        metavar="N",
+        help="values between windows on the board (default: the window)",
+    )
     _add(group, "--window-overlap", type=int, metavar="N", help="values that neighbours in the data share")
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the board's network")
-    _add(group, "--exits", type=_numbers, metavar="SHARE,...", help="where exits go, by cost (default: 0.2,0.5)")
+    _add(
+        group,
+        "--exits",
+        type=_numbers,
+        metavar="SHARE,...",
+        help="where exits go, by cost (default: 0.2,0.5)",
+    )
     _add(group, "--cuts", type=_words, metavar="VALUE,...", help="where exits go in --edge, by name")
     _add(group, "--size", choices=("auto", "small", "medium", "large"), help="of the network that is trained")
     _add(group, "--budget-ms", type=float, metavar="MS", help="time that a sample may take at all exits")
-    _add(group, "--budget-kb", type=float, metavar="KB", help="size of its weights in the bundle, both precisions")
+    _add(
+        group,
+        "--budget-kb",
+        type=float,
+        metavar="KB",
+        help="size of its weights in the bundle, both precisions",
+    )
     _add(group, "--profile", metavar="FILE", help="what `edge-daemon profile` measured on the board")
     _add(group, "--epochs", type=int, metavar="N", help="passes over the training data (default: 15)")
     _add(group, "--batch", type=int, metavar="N", help="samples in a step (default: 128)")

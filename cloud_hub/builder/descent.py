@@ -45,13 +45,18 @@ At 1 nothing is uploaded that is lost less than always; at 0.001 every upload th
 _SHARES: Final = np.linspace(0.0, 1.0, 257)
 _MAX_SWEEPS: Final = 12
 
+# A descent on bare losses ends just before the few that these samples happen to have. So most of what an
+# answer counts is what answers of about this score cost on average, over a tenth of the samples.
+_NEIGHBOURS: Final = 0.1
+_OWN_WEIGHT: Final = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """The samples as the descent sees them. Places are indices into a rung's `candidates`.
 
     A rung accepts a sample at a threshold whose place is `first` `(rungs, n)` or later; `risk` `(rungs, n)`
-    is 1 where its answer counts against it; `compute` `(rungs,)` is the share of the ladder climbed by then.
+    is how much its answer counts against it; `compute` `(rungs,)` is the share of the ladder climbed by then.
     """
 
     candidates: tuple[Array, ...]
@@ -113,6 +118,7 @@ class Search:
 def prepare_search(rungs: Sequence[Rung], score: ScoreName, outcomes: Outcomes) -> Search:
     """Candidate thresholds of every rung, and where in them each sample begins to be accepted."""
     candidates, first = [], np.empty(outcomes.heads.shape[:2], np.intp)
+    risk = risk_if_answered(outcomes).astype(np.float64)
     for index, (rung, head) in enumerate(zip(rungs, outcomes.heads, strict=True)):
         scores = head[:, SCORE_COLUMN[score]].astype(np.float64)
         limits = candidate_thresholds(scores)
@@ -120,10 +126,12 @@ def prepare_search(rungs: Sequence[Rung], score: ScoreName, outcomes: Outcomes) 
         if rung.must_agree and index:
             first[index][head[:, LABEL] != outcomes.heads[index - 1][:, LABEL]] = len(limits)
         candidates.append(limits)
+        open_to = np.flatnonzero(first[index] < len(limits))
+        risk[index][open_to] = _smoothed(risk[index][open_to], scores[open_to])
     return Search(
         candidates=tuple(candidates),
         first=first,
-        risk=risk_if_answered(outcomes).astype(np.float64),
+        risk=risk,
         compute=np.cumsum(rung_costs(rungs)) / sum(rung_costs(rungs)),
     )
 
@@ -135,6 +143,17 @@ def candidate_thresholds(scores: Array) -> Array:
     # Six significant digits, because sure networks crowd their scores just above zero.
     rounded = {float(f"{min(value, MAX_ACCEPT_SCORE):.6g}") for value in quantiles.tolist()}
     return np.array([ACCEPT_NONE, *sorted(rounded)])
+
+
+def _smoothed(risk: Array, scores: Array) -> Array:
+    """Each sample's risk, and for the most part the mean over its neighbours in the order of the scores."""
+    order = np.argsort(scores, kind="stable")
+    sums = np.concatenate([[0.0], np.cumsum(risk[order])])
+    place, reach = np.arange(len(risk)), int(0.5 * _NEIGHBOURS * len(risk))
+    low, high = np.maximum(place - reach, 0), np.minimum(place + reach + 1, len(risk))
+    smoothed = np.empty_like(risk)
+    smoothed[order] = (sums[high] - sums[low]) / (high - low)
+    return _OWN_WEIGHT * risk + (1.0 - _OWN_WEIGHT) * smoothed
 
 
 def rung_costs(rungs: Sequence[Rung]) -> list[float]:

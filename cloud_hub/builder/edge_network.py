@@ -14,6 +14,7 @@ from rich.console import Console
 from cloud_hub.builder.adopt import adopt
 from cloud_hub.builder.assemble import Cuts, cut_network
 from cloud_hub.builder.collect import Stages, full_logits, stages_of_bundle
+from cloud_hub.builder.costs import board_ratio
 from cloud_hub.builder.cuts import cut_table, prepare_cuts
 from cloud_hub.builder.data import data_sha256
 from cloud_hub.builder.export import export_staged
@@ -28,7 +29,6 @@ from cloud_hub.errors import BuildError
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.policy import Precision
 from edge_cascade.preprocess import normalise
-from edge_cascade.profile import read_profile, speed_ratio
 
 REPRESENTATIVE: Final = 1_024
 """Training samples from which int8 takes its ranges."""
@@ -187,30 +187,13 @@ def choose_candidate(request: BuildRequest, prepared: Prepared) -> Candidate:
         return next(candidate for candidate in family if candidate.name == "medium")
     scale = 1.0
     if request.profile is not None and request.budget_ms is not None:
-        scale = board_scale(Path(request.profile))
+        scale = board_ratio(Path(request.profile)).get("fp32", 1.0)
     return select_candidate(
         family,
         budget_us=None if request.budget_ms is None else 1000.0 * request.budget_ms,
         budget_bytes=None if request.budget_kb is None else int(1000 * request.budget_kb),
         measure=lambda candidate: measure_candidate(candidate, scale=scale),
     )
-
-
-def board_scale(path: Path) -> float:
-    """How many times longer than this machine a board takes, by its profile.
-
-    Raises:
-        BuildError: when the profile has nothing that can be measured here too.
-    """
-    from cloud_hub.builder.costs import measure_here
-
-    there = read_profile(path)
-    ratio = speed_ratio(measure_here(there), there).get("fp32")
-    if ratio is None:
-        raise BuildError(
-            f"profile {path}: holds no stage of the models that ship with this version; measure the board again"
-        )
-    return ratio
 
 
 def full_digest(prepared: Prepared) -> str:

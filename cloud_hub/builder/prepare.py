@@ -90,9 +90,13 @@ def _declare(request: BuildRequest, parts: Parts, full: Classifier) -> Declarati
     channels = preprocess.network_shape(sample_shape)[0]
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
         if len(values) not in {1, channels}:
-            raise BuildError(f"{name} has {len(values)} values: give one, or one for each of {channels} channels")
+            raise BuildError(
+                f"{name} has {len(values)} values: give one, or one for each of {channels} channels"
+            )
     if request.window is not None and request.window != sample_shape[-1]:
-        raise BuildError(f"window = {request.window}, but samples are {sample_shape}: their last axis is time")
+        raise BuildError(
+            f"window = {request.window}, but samples are {sample_shape}: their last axis is time"
+        )
     return Declaration(
         model=request.model or _name_from(Path(request.out)),
         labels=label_names(parts, full.classes),

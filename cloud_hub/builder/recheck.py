@@ -118,7 +118,10 @@ def _percent(share: float) -> str:
 
 def _verdict(contradicts: bool) -> str:
     if contradicts:
-        return "the data contradict the certificate, they are unlike those it was measured on"
+        return (
+            "the data contradict the certificate: they are unlike those it was measured on, or it is one of "
+            "the few that do not hold"
+        )
     return "the data do not contradict the certificate"
 
 

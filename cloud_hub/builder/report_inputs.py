@@ -11,14 +11,14 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from cloud_hub.builder.assemble import BUNDLE, FULL_MODEL
+from cloud_hub.builder.assemble import FULL_MODEL
 from cloud_hub.builder.collect import StageRuns, full_labels, received, stages_of_bundle
 from cloud_hub.builder.data import Dataset, Parts, fit_parts, label_names
 from cloud_hub.builder.load import load_dataset
 from cloud_hub.builder.outcomes import Labels, Outcomes
 from cloud_hub.builder.traffic import PlanRun
 from cloud_hub.errors import BuildError
-from edge_cascade.bundle import GRAPH, Bundle, load_bundle
+from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.manifest import GraphManifest
 from edge_cascade.policy import Rung
 from edge_cascade.shipped import find_bundle
@@ -68,24 +68,12 @@ def read_inputs(bundle: str, data: Path, full: Path | None) -> Inputs:
     Raises:
         BuildError, BundleError, BackendError: in one line, for what cannot be read or run.
     """
-    directory = bundle_directory(bundle)
+    directory = find_bundle(bundle)
     found = load_bundle(directory)
     samples = load_samples(data, found.graph)
     model = read_full_model(full or directory.parent / FULL_MODEL, found.graph)
     given = received(samples.x, found.graph.preprocess, found.graph.wire)
     return Inputs(found, samples, full_labels(model, given), StageRuns(stages_of_bundle(found), given))
-
-
-def bundle_directory(name: str) -> Path:
-    """The bundle's own folder for a build's folder, the bundle itself, or a shipped model's name.
-
-    Raises:
-        BundleError: naming what was looked for.
-    """
-    path = Path(name)
-    if (path / BUNDLE / GRAPH).is_dir():
-        return path / BUNDLE
-    return path if (path / GRAPH).is_dir() else find_bundle(name)
 
 
 def read_full_model(path: Path, graph: GraphManifest) -> bytes:

@@ -85,10 +85,9 @@ def _profile(options: argparse.Namespace) -> int:
     from edge_cascade.bundle import load_bundle
     from edge_cascade.errors import CascadeError
     from edge_cascade.profile import ProfileError, encode_profile, write_profile
-    from edge_cascade.shipped import shipped_models
+    from edge_cascade.shipped import find_bundle, shipped_models
+    from edge_cascade.stage_timing import runnable_stages
     from edge_daemon.bench.run import Setting, profile_bundles
-    from edge_daemon.bench.samples import locate_bundle
-    from edge_daemon.bench.stages import runnable_stages
     from edge_daemon.bench.tables import print_profile
     from edge_daemon.models import OPENERS
 
@@ -96,7 +95,7 @@ def _profile(options: argparse.Namespace) -> int:
     bundles = {}
     for name in (*shipped_models(), *options.bundles):
         try:
-            bundle = load_bundle(locate_bundle(name))
+            bundle = load_bundle(find_bundle(name))
         except CascadeError as error:
             raise ModelError(f"bundle {name!r}: {error}") from error
         if runnable_stages(bundle, options.runtime):
@@ -128,14 +127,15 @@ def _profile(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from edge_cascade.errors import CascadeError
+    from edge_cascade.shipped import find_bundle
     from edge_daemon.bench.run import Setting, bench_bundle
-    from edge_daemon.bench.samples import default_samples, load_samples, locate_bundle
+    from edge_daemon.bench.samples import default_samples, load_samples
     from edge_daemon.bench.tables import print_report
     from edge_daemon.models import OPENERS
 
     _check_output("--json", options.json)
     try:
-        directory = locate_bundle(options.bundle)
+        directory = find_bundle(options.bundle)
         with _progress(f"measuring {options.bundle}", options.seconds) as advance:
             setting = Setting(
                 options.seconds, options.runtime, OPENERS[options.runtime], options.rate, advance

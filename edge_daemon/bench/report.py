@@ -8,7 +8,7 @@ import msgspec
 
 from edge_cascade.policy import Precision
 from edge_cascade.profile import Machine, StageCost
-from edge_daemon.bench.measure import Timing
+from edge_cascade.timing import Timing
 from edge_daemon.bench.plans import PlanCost, Recommendation
 from edge_daemon.bench.vitals import Rail, Temperature
 

@@ -21,8 +21,8 @@ from edge_cascade.ladder import Climb, Ladder, OpenStage
 from edge_cascade.policy import Plan
 from edge_cascade.profile import VERSION as PROFILE_VERSION
 from edge_cascade.profile import Pace, Profile, StageCost
-from edge_daemon.bench.board import describe_machine, peak_resident_bytes, resident_bytes
-from edge_daemon.bench.measure import (
+from edge_cascade.stage_timing import StageKey, runnable_cases, runnable_plans, stage_costs
+from edge_cascade.timing import (
     Case,
     Stopwatch,
     Timing,
@@ -31,6 +31,7 @@ from edge_daemon.bench.measure import (
     measure_rate,
     measure_tight,
 )
+from edge_daemon.bench.board import describe_machine, peak_resident_bytes, resident_bytes
 from edge_daemon.bench.plans import PlanCost, price_plan, recommend_plan, with_exit_points
 from edge_daemon.bench.report import (
     VERSION,
@@ -43,7 +44,6 @@ from edge_daemon.bench.report import (
     Start,
 )
 from edge_daemon.bench.samples import Samples
-from edge_daemon.bench.stages import StageKey, open_stage_cases, runnable_plans, stage_costs
 from edge_daemon.bench.vitals import Stretch, Watch, rails_of, temperatures_of
 from edge_daemon.config import Runtime
 
@@ -101,7 +101,7 @@ def profile_bundles(bundles: Sequence[Bundle], setting: Setting) -> Profile:
     cases = [
         Case((index, case.key), case.run)
         for index, bundle in enumerate(bundles)
-        for case in open_stage_cases(bundle, setting.runtime, setting.open_stage)
+        for case in runnable_cases(bundle, setting.runtime, setting.open_stage)
     ]
     with collector_off():
         # Paced calls bring few figures a second, so they get most of the time.
@@ -247,7 +247,7 @@ def _measure_paced_ladder(ladder: Ladder, x: Floats, setting: Setting) -> Timing
 def _cases(bundle: Bundle, x: Floats, setting: Setting) -> list[Case[StageKey | ExitKey]]:
     following = cycle(x)
     cases: list[Case[StageKey | ExitKey]] = [
-        Case(case.key, case.run) for case in open_stage_cases(bundle, setting.runtime, setting.open_stage)
+        Case(case.key, case.run) for case in runnable_cases(bundle, setting.runtime, setting.open_stage)
     ]
     for plan in runnable_plans(bundle, setting.runtime):
         exits = Ladder(bundle, with_exit_points(plan), setting.open_stage)

@@ -12,9 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_cascade.bundle import GRAPH, Bundle
-from edge_cascade.errors import BundleError
-from edge_cascade.shipped import find_bundle, shipped_models
+from edge_cascade.bundle import Bundle
+from edge_cascade.shipped import shipped_models
 from edge_daemon.errors import EXIT_USAGE, EdgeError, SimulationError
 
 MAX_SAMPLES: Final = 2000
@@ -33,22 +32,6 @@ class Samples(msgspec.Struct, frozen=True):
 
     x: NDArray[np.float32]
     source: str
-
-
-def locate_bundle(name_or_path: str) -> Path:
-    """A shipped model's bundle, a directory that holds `bundle/`, or the bundle itself.
-
-    Raises:
-        BundleError: naming what was looked for.
-    """
-    if name_or_path in shipped_models():
-        return find_bundle(name_or_path)
-    path = Path(name_or_path)
-    for directory in (path / "bundle", path):
-        if (directory / GRAPH).is_dir():
-            return directory
-    names = ", ".join(shipped_models()) or "none"
-    raise BundleError(f"neither a shipped model ({names}) nor a directory with a bundle in it")
 
 
 def load_samples(path: Path, bundle: Bundle) -> Samples:

@@ -65,7 +65,7 @@ def test_the_speed_ratio_is_the_geometric_mean_over_shared_stages_by_precision()
     there = profile(
         stage(0, p50_us=20.0), stage(1, p50_us=80.0), stage(0, "int8", 15.0), stage(3, p50_us=9.0)
     )
-    assert speed_ratio(here, there) == pytest.approx({"fp32": 4.0, "int8": 1.5})
+    assert speed_ratio(here.stages, there.stages) == pytest.approx({"fp32": 4.0, "int8": 1.5})
 
 
 def test_the_speed_ratio_never_mixes_bundles_runtimes_or_paces():
@@ -75,9 +75,9 @@ def test_the_speed_ratio_never_mixes_bundles_runtimes_or_paces():
         stage(0, p50_us=7.0, runtime="litert"),
         stage(1, p50_us=7.0, pace="paced"),
     )
-    assert speed_ratio(here, there) == {}
+    assert speed_ratio(here.stages, there.stages) == {}
     paced = profile(stage(1, p50_us=14.0, pace="paced"))
-    assert speed_ratio(paced, there, pace="paced") == pytest.approx({"fp32": 0.5})
+    assert speed_ratio(paced.stages, there.stages, pace="paced") == pytest.approx({"fp32": 0.5})
 
 
 costs = st.floats(min_value=1e-3, max_value=1e9)
@@ -87,7 +87,7 @@ costs = st.floats(min_value=1e-3, max_value=1e9)
 def test_there_and_back_again_is_a_ratio_of_one(pairs):
     here = profile(*(stage(number, p50_us=pair[0]) for number, pair in enumerate(pairs)))
     there = profile(*(stage(number, p50_us=pair[1]) for number, pair in enumerate(pairs)))
-    assert speed_ratio(here, there)["fp32"] * speed_ratio(there, here)["fp32"] == pytest.approx(1.0)
+    assert speed_ratio(here.stages, there.stages)["fp32"] * speed_ratio(there.stages, here.stages)["fp32"] == pytest.approx(1.0)
 
 
 @given(st.binary(max_size=200))

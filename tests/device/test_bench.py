@@ -11,10 +11,10 @@ from edge_cascade.errors import BundleError
 from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb, Ladder
 from edge_cascade.profile import decode_profile
-from edge_cascade.shipped import shipped_model_dir
+from edge_cascade.shipped import find_bundle, shipped_model_dir
 from edge_daemon.__main__ import main
 from edge_daemon.bench.board import describe_machine, peak_resident_bytes, resident_bytes
-from edge_daemon.bench.measure import (
+from edge_cascade.timing import (
     MAX_BLOCK,
     MIN_ROUNDS,
     Case,
@@ -25,9 +25,9 @@ from edge_daemon.bench.measure import (
     measure_tight,
 )
 from edge_daemon.bench.plans import PlanCost, price_plan, recommend_plan, with_exit_points
-from edge_daemon.bench.samples import DataError, default_samples, load_samples, locate_bundle
+from edge_daemon.bench.samples import DataError, default_samples, load_samples
 from edge_daemon.bench.sensors import Energy, read_energy, read_rails, read_temperatures, watts_between
-from edge_daemon.bench.stages import StageKey, open_stage_cases, runnable_plans, runnable_stages
+from edge_cascade.stage_timing import StageKey, runnable_cases, runnable_plans, runnable_stages
 from edge_daemon.bench.vitals import Rail, Stretch, Temperature, Watch, rails_of, temperatures_of
 from edge_daemon.models import open_stage
 
@@ -334,7 +334,7 @@ class TestPlans:
 
 
 def test_every_stage_and_precision_becomes_a_case_on_the_features_before_it(tiny_bundle):
-    cases = open_stage_cases(tiny_bundle, "onnxruntime", open_stage)
+    cases = runnable_cases(tiny_bundle, "onnxruntime", open_stage)
     assert [case.key for case in cases] == [
         StageKey(stage, precision)
         for stage in range(3)
@@ -411,13 +411,13 @@ class TestSamples:
         assert (shipped.source, shipped.x.shape) == ("500 samples of the virtual sensor", (500, 1, 8, 8))
 
     def test_a_bundle_is_found_by_name_by_build_directory_and_by_itself(self, tiny_model_dir, monkeypatch):
-        assert locate_bundle("digits") == shipped_model_dir("digits") / "bundle"
+        assert find_bundle("digits") == shipped_model_dir("digits") / "bundle"
         for typed in (tiny_model_dir, tiny_model_dir / "bundle"):
-            assert locate_bundle(str(typed)) == tiny_model_dir / "bundle"
+            assert find_bundle(str(typed)) == tiny_model_dir / "bundle"
         monkeypatch.chdir(tiny_model_dir.parent)
-        assert locate_bundle(tiny_model_dir.name).samefile(tiny_model_dir / "bundle")
-        with pytest.raises(BundleError, match=r"neither a shipped model \(digits, vibration\) nor"):
-            locate_bundle("nosuch")
+        assert find_bundle(tiny_model_dir.name).samefile(tiny_model_dir / "bundle")
+        with pytest.raises(BundleError, match="no model 'nosuch' ships; there are: digits, vibration"):
+            find_bundle("nosuch")
 
 
 class TestCommands:
@@ -473,7 +473,7 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("arguments", "code", "message"),
         [
-            (["bench", "nosuch"], 11, "bundle 'nosuch': neither a shipped model"),
+            (["bench", "nosuch"], 11, "bundle 'nosuch': no model 'nosuch' ships"),
             (["bench", "digits", "--plan", "nope"], 11, "no plan 'nope'; it has: int8"),
             (["bench", "digits", "--point", "99"], 11, "has points 0 to"),
             (["bench", "digits", "--data", "no.npz"], 2, "no.npz: No such file"),
@@ -482,7 +482,7 @@ class TestCommands:
                 10,
                 "the directory /nonexistent does not exist",
             ),
-            (["profile", "nosuch"], 11, "bundle 'nosuch': neither a shipped model"),
+            (["profile", "nosuch"], 11, "bundle 'nosuch': no model 'nosuch' ships"),
             (["profile", "--out", "/"], 10, "--out /: cannot be written"),
         ],
     )

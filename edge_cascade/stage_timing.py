@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_cascade.bundle import Bundle
+from edge_cascade.bundle import Bundle, StageModel
 from edge_cascade.ladder import OpenStage
 from edge_cascade.policy import Plan, Precision
 from edge_cascade.preprocess import normalise
 from edge_cascade.profile import Pace, StageCost
-from edge_daemon.bench.measure import Case, Timing
-from edge_daemon.config import Runtime
+from edge_cascade.timing import Case, Timing
 
 
 class StageKey(NamedTuple):
@@ -24,7 +23,7 @@ class StageKey(NamedTuple):
     precision: Precision
 
 
-def runnable_stages(bundle: Bundle, runtime: Runtime) -> list[StageKey]:
+def runnable_stages(bundle: Bundle, runtime: str) -> list[StageKey]:
     """What the runtime has files for; LiteRT's are there only if the bundle was built with them."""
     return [
         StageKey(stage, precision)
@@ -33,7 +32,7 @@ def runnable_stages(bundle: Bundle, runtime: Runtime) -> list[StageKey]:
     ]
 
 
-def runnable_plans(bundle: Bundle, runtime: Runtime) -> list[Plan]:
+def runnable_plans(bundle: Bundle, runtime: str) -> list[Plan]:
     """The plans whose every rung the runtime has a file for."""
     there = set(runnable_stages(bundle, runtime))
     return [
@@ -43,23 +42,38 @@ def runnable_plans(bundle: Bundle, runtime: Runtime) -> list[Plan]:
     ]
 
 
-def open_stage_cases(bundle: Bundle, runtime: Runtime, open_stage: OpenStage) -> list[Case[StageKey]]:
-    """A case per stage and precision that the runtime has, bound to buffers that hold real features.
+def runnable_cases(bundle: Bundle, runtime: str, open_stage: OpenStage) -> list[Case[StageKey]]:
+    """A case per stage and precision of a bundle that the runtime has files for, on a golden input.
 
-    Those are a golden input's, by the same runtime. A stage that no precision leads to is left out.
+    Raises:
+        BackendError: when the runtime refuses a stage or fails in it.
+    """
+    models = {key: bundle.stage_models[key] for key in runnable_stages(bundle, runtime)}
+    shapes = [stage.feature_shape for stage in bundle.graph.stages]
+    x = normalise(bundle.golden_inputs[:1], bundle.graph.preprocess)
+    return open_stage_cases(models, shapes, x, open_stage)
+
+
+def open_stage_cases(
+    models: Mapping[StageKey, StageModel],
+    feature_shapes: Sequence[tuple[int, ...] | None],
+    x: NDArray[np.float32],
+    open_stage: OpenStage,
+) -> list[Case[StageKey]]:
+    """A case per stage and precision, bound to buffers that hold real features of `x` (1, *input_shape).
+
+    A stage that no precision leads to is left out.
 
     Raises:
         BackendError: when the runtime refuses a stage or fails in it.
     """
     cases: list[Case[StageKey]] = []
-    there = runnable_stages(bundle, runtime)
-    x = normalise(bundle.golden_inputs[:1], bundle.graph.preprocess)
     # By precision, what the stage in hand is given; a precision that a stage lacks takes another's features.
-    given = {key.precision: x for key in there}
-    for index, stage in enumerate(bundle.graph.stages):
+    given = {key.precision: x for key in models}
+    for index, feature_shape in enumerate(feature_shapes):
         made: dict[Precision, NDArray[np.float32]] = {}
-        for key in [key for key in there if key.stage == index]:
-            runner = open_stage(bundle.stage_models[key], stage.feature_shape)
+        for key in [key for key in models if key.stage == index]:
+            runner = open_stage(models[key], feature_shape)
             source = np.array(given[key.precision], dtype=np.float32, order="C")
             cases.append(Case(key, runner.bind(source, 1.0).run))
             features, _ = runner.run_batch(source, 1.0)

@@ -1,0 +1,100 @@
+"""What stages cost: on this machine by the clock, on a board by its profile.
+
+The build machine's figures go into the card only. What a bundle says, and so its digest, depends on no clock:
+costs get into it from a profile's file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cloud_hub.builder.collect import Stages
+from cloud_hub.builder.outcomes import Floats
+from cloud_hub.errors import BuildError
+from edge_cascade.backends.onnx import OnnxStage
+from edge_cascade.bundle import StageModel, load_bundle
+from edge_cascade.ladder import StageRunner
+from edge_cascade.policy import Precision
+from edge_cascade.profile import Profile, ProfileError, StageCost, read_profile, speed_ratio
+from edge_cascade.shipped import shipped_model_dir, shipped_models
+from edge_cascade.stage_timing import StageKey, open_stage_cases, runnable_cases, stage_costs
+from edge_cascade.timing import Stopwatch, collector_off, measure_tight
+
+RUNTIME: Final = "onnxruntime"
+SECONDS: Final = 3.0
+
+
+Costs = Mapping[tuple[int, Precision], float]
+"""Median microseconds of one sample in every (stage, precision)."""
+
+_PAYS: Final = 0.95  # int8 answers a little differently; a few percent of time are not worth that
+
+
+def measure_stages(stages: Stages, x: Floats, *, seconds: float = SECONDS) -> Costs:
+    """What every (stage, precision) takes on this machine, with one normalised sample `(1, *input_shape)`."""
+    models = {StageKey(*key): model for key, model in stages.models.items()}
+    cases = open_stage_cases(models, stages.feature_shapes, x, _open_stage)
+    with collector_off():
+        timings = measure_tight(cases, seconds, Stopwatch())
+    return {(key.stage, key.precision): timing.p50_us for key, timing in timings.items()}
+
+
+def board_costs(stages: Stages, x: Floats, path: Path) -> Costs:
+    """What every (stage, precision) is expected to take on the board whose profile is in a file.
+
+    Raises:
+        BuildError: when the profile cannot be used.
+    """
+    ratio = board_ratio(path)
+    other = next(iter(ratio.values()))
+    return {
+        (stage, precision): round(cost_us * ratio.get(precision, other), 2)
+        for (stage, precision), cost_us in measure_stages(stages, x).items()
+    }
+
+
+def board_ratio(path: Path) -> Mapping[Precision, float]:
+    """How many times longer than this machine a board takes, by precision, from the models that ship.
+
+    Raises:
+        BuildError: when the profile cannot be read, or has nothing that can be measured here too.
+    """
+    try:
+        there = read_profile(path)
+    except ProfileError as error:
+        raise BuildError(str(error)) from error
+    ratio = speed_ratio(measure_here(there), there.stages)
+    if not ratio:
+        raise BuildError(
+            f"{path}: holds no stage of the models that ship with this version: measure the board again"
+        )
+    return ratio
+
+
+def int8_pays(costs: Costs) -> bool:
+    """Whether any stage is faster in int8 than in fp32."""
+    return any(
+        cost_us < _PAYS * costs[stage, "fp32"]
+        for (stage, precision), cost_us in costs.items()
+        if precision == "int8" and (stage, "fp32") in costs
+    )
+
+
+def measure_here(there: Profile) -> tuple[StageCost, ...]:
+    """The stages of the models that ship, as far as a board's profile has them too, on this machine."""
+    measured = {cost.bundle_id for cost in there.stages}
+    costs: list[StageCost] = []
+    for name in shipped_models():
+        bundle = load_bundle(shipped_model_dir(name) / "bundle")
+        if bundle.bundle_id in measured:
+            cases = runnable_cases(bundle, RUNTIME, _open_stage)
+            with collector_off():
+                timings = measure_tight(cases, SECONDS, Stopwatch())
+            costs += stage_costs(bundle, RUNTIME, "tight", timings.items())
+    return tuple(costs)
+
+
+def _open_stage(stage: StageModel, feature_shape: tuple[int, ...] | None) -> StageRunner:
+    return OnnxStage(stage, feature_shape)
