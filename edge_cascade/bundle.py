@@ -139,6 +139,11 @@ class Bundle:
         known = ", ".join(plan.name for plan in self.weights.plans)
         raise BundleError(f"bundle of {self.graph.model!r} has no plan {wanted!r}; it has: {known}")
 
+    def certified_point(self, plan: Plan) -> int:
+        """The last point of `plan` that a certificate covers, -1 if none does."""
+        own = (each.last_point for each in self.weights.certificates if each.plan == plan.name)
+        return max(own, default=-1)
+
 
 def bundle_id_of(graph_sha256: str, weights_sha256: str) -> str:
     """The id of the bundle made of these two parts."""

@@ -125,8 +125,8 @@ class FlatTable:
             return ""
         first, length = self._reader.vector(place, 1, self._at(name))
         # A runtime takes these for C strings: the zero behind them must be there.
-        content = bytes(self._reader.slice(first, length + 1))
-        if length > _MAX_TEXT_BYTES or content[-1:] != b"\0" or len(content) != length + 1:
+        content = bytes(self._reader.slice(first, min(length, _MAX_TEXT_BYTES) + 1))
+        if content[length:] != b"\0":
             raise HostileFileError(f"{self._at(name)}: a text of {length} bytes, or one without an end")
         try:
             return content[:-1].decode()

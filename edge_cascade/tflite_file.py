@@ -36,6 +36,7 @@ from edge_cascade.scores import HEAD_WIDTH
 _DTYPE_OF: Final = {code: name for name, code in schema.DTYPES.items()}
 _OPERATOR_OF: Final = {operator.code: name for name, operator in schema.OPERATORS.items()}
 _ITEMSIZE: Final = {"float32": 4, "int32": 4, "int8": 1}
+_MAX_LINKS: Final = 1024
 _ZERO_POINTS: Final = {"float32": (0, 0), "int32": (0, 0), "int8": (-128, 127)}
 
 
@@ -48,6 +49,7 @@ class Limits:
     max_parts: int = 20_000  # tensors, buffers or operators
     max_dims: int = 6
     max_tensor_elements: int = 1 << 26
+    max_scales: int = 1 << 14  # of one tensor: its channels
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -79,6 +81,7 @@ class TfliteSummary:
 class _Tensor:
     summary: TensorSummary
     is_constant: bool
+    is_per_channel: bool
 
 
 def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -195,30 +198,42 @@ def _subgraph(
     filled = [tensor.is_constant for tensor in tensors]
     for index in inputs:
         _fill(filled, index, f"{subgraph.where} inputs")
-    used = []
-    for node in subgraph.tables("operators", schema.OPERATOR, most=limits.max_parts):
-        opcode = node.integer("opcode_index")
-        if opcode >= len(operators):
-            raise HostileFileError(f"{node.where}: operator code {opcode} of {len(operators)}")
-        used.append(operators[opcode])
-        given = _indices(node, "inputs", len(tensors))
-        made = _indices(node, "outputs", len(tensors))
-        _check_options(node, operators[opcode], inputs=len(given), outputs=len(made))
-        for position, index in enumerate(given):
-            name = tensors[index].summary.name
-            if not filled[index]:
-                raise HostileFileError(f"{node.where}: reads {name!r} before it is made")
-            if position in schema.OPERATORS[used[-1]].constants and not tensors[index].is_constant:
-                raise HostileFileError(f"{node.where} ({used[-1]}): {name!r} has to be a constant")
-        for index in made:
-            _fill(filled, index, node.where)
+    used = tuple(
+        _node(node, operators, tensors, filled)
+        for node in subgraph.tables("operators", schema.OPERATOR, most=limits.max_parts)
+    )
     if not all(filled[index] for index in outputs):
         raise HostileFileError(f"{subgraph.where}: an output that no operator makes")
     return (
         tuple(tensors[index].summary for index in inputs),
         tuple(tensors[index].summary for index in outputs),
-        tuple(used),
+        used,
     )
+
+
+def _node(node: FlatTable, operators: Sequence[str], tensors: Sequence[_Tensor], filled: list[bool]) -> str:
+    opcode = node.integer("opcode_index")
+    if opcode >= len(operators):
+        raise HostileFileError(f"{node.where}: operator code {opcode} of {len(operators)}")
+    operator = operators[opcode]
+    where = f"{node.where} ({operator})"
+    given = _indices(node, "inputs", len(tensors))
+    made = _indices(node, "outputs", len(tensors))
+    _check_options(node, operator, inputs=len(given), outputs=len(made))
+    weights = schema.OPERATORS[operator].constants
+    for position, index in enumerate(given):
+        tensor = tensors[index]
+        if not filled[index]:
+            raise HostileFileError(f"{where}: reads {tensor.summary.name!r} before it is made")
+        if position in weights and not tensor.is_constant:
+            raise HostileFileError(f"{where}: {tensor.summary.name!r} has to be a constant")
+        if position not in weights and tensor.is_per_channel:
+            raise HostileFileError(f"{where}: {tensor.summary.name!r} has a scale per channel")
+    for index in made:
+        _fill(filled, index, where)
+        if tensors[index].is_per_channel:
+            raise HostileFileError(f"{where}: {tensors[index].summary.name!r} has a scale per channel")
+    return operator
 
 
 def _fill(filled: list[bool], index: int, where: str) -> None:
@@ -228,7 +243,11 @@ def _fill(filled: list[bool], index: int, where: str) -> None:
 
 
 def _indices(table: FlatTable, name: str, count: int) -> list[int]:
-    indices: list[int] = table.numbers(name).tolist()
+    numbers = table.numbers(name)
+    # Tables may share a vector: what each of them costs is bounded apart.
+    if numbers.size > _MAX_LINKS:
+        raise HostileFileError(f"{table.where} {name}: {numbers.size} tensors")
+    indices: list[int] = numbers.tolist()
     if any(not 0 <= index < count for index in indices):
         raise HostileFileError(f"{table.where} {name}: {indices[:8]} of {count} tensors")
     return indices
@@ -239,7 +258,7 @@ def _tensor(table: FlatTable, buffers: Sequence[int], limits: Limits) -> _Tensor
     dtype = _DTYPE_OF.get(table.integer("type"))
     if dtype is None:
         raise HostileFileError(f"{table.where}: type {table.integer('type')} is not one that a stage may use")
-    shape = tuple(int(size) for size in table.numbers("shape"))
+    shape = tuple(table.numbers("shape")[: limits.max_dims + 1].tolist())
     if len(shape) > limits.max_dims or any(size < 1 for size in shape):
         raise HostileFileError(f"{table.where}: shape {list(shape)}")
     if math.prod(shape) > limits.max_tensor_elements:
@@ -254,24 +273,27 @@ def _tensor(table: FlatTable, buffers: Sequence[int], limits: Limits) -> _Tensor
         raise HostileFileError(
             f"{table.where}: {buffers[buffer]} bytes of data, its shape needs {size_bytes}"
         )
-    _check_quantisation(table, shape, dtype)
-    return _Tensor(TensorSummary(name, dtype, shape), is_constant=buffers[buffer] != 0)
+    scales = _scales(table, shape, dtype, limits)
+    summary = TensorSummary(name, dtype, shape)
+    return _Tensor(summary, is_constant=buffers[buffer] != 0, is_per_channel=scales > 1)
 
 
-def _check_quantisation(tensor: FlatTable, shape: tuple[int, ...], dtype: str) -> None:
+def _scales(tensor: FlatTable, shape: tuple[int, ...], dtype: str, limits: Limits) -> int:
+    """How many scales a tensor has."""
     table = tensor.table("quantization", schema.QUANTIZATION)
     if table is None:
-        return
+        return 0
     scale, zero_point = table.numbers("scale"), table.numbers("zero_point")
     axis = table.integer("quantized_dimension")
     along = shape[axis] if 0 <= axis < len(shape) else 0
-    if scale.size != zero_point.size or scale.size not in {1, along}:
+    if scale.size != zero_point.size or scale.size not in {1, along} or scale.size > limits.max_scales:
         raise HostileFileError(f"{table.where}: {scale.size} scales and {zero_point.size} zero points")
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise HostileFileError(f"{table.where}: a scale that is not positive")
     lowest, highest = _ZERO_POINTS[dtype]
     if not ((zero_point >= lowest) & (zero_point <= highest)).all():
         raise HostileFileError(f"{table.where}: a zero point outside of {lowest}..{highest}")
+    return int(scale.size)
 
 
 def _check_options(node: FlatTable, name: str, *, inputs: int, outputs: int) -> None:

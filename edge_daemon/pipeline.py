@@ -17,7 +17,6 @@ from edge_cascade.errors import BackendError
 from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb, Ladder
 from edge_cascade.messages import Case, Reason, pack_exits
-from edge_cascade.policy import Plan
 from edge_cascade.tensors import encode_tensor
 from edge_daemon.audit import AuditCoin
 
@@ -96,7 +95,7 @@ class Pipeline:
         self._labels = bundle.graph.labels
         self._model = bundle.graph.model
         self._wire = bundle.graph.wire
-        self._certified_point = certified_point(bundle, ladder.plan)
+        self._certified_point = bundle.certified_point(ladder.plan)
 
     def process(self, sample: Sample) -> Outcome:
         """Answer one sample. Where not even the first rung runs, the hub is asked alone."""
@@ -188,18 +187,6 @@ class Pipeline:
             point > self._certified_point,
             sample.taken_at_ms,
         )
-
-
-def certified_point(bundle: Bundle, plan: Plan) -> int:
-    """The last point of `plan` that a certificate covers, -1 if none does."""
-    return max(
-        (
-            certificate.last_point
-            for certificate in bundle.weights.certificates
-            if certificate.plan == plan.name
-        ),
-        default=-1,
-    )
 
 
 def _rounded(share: float) -> float:

@@ -21,7 +21,7 @@ from cloud_hub.builder.chain import ChoosePoint, optimised_chain, shared_chain
 from cloud_hub.builder.outcomes import Outcomes
 from cloud_hub.builder.risk_test import SampleLosses, last_passed, upper_bounds
 from cloud_hub.builder.track import Chain, follow, mean_costs, risk_if_answered, upload_shares
-from cloud_hub.builder.units import foresee, measure, units_of
+from cloud_hub.builder.units import expected_to_pass, measure, units_of
 from edge_cascade.policy import Rung
 
 MakeChain = Callable[[Sequence[Rung], Outcomes, ChoosePoint], Chain]
@@ -135,13 +135,8 @@ def _certified(
     make: MakeChain, rungs: tuple[Rung, ...], optimise: Outcomes, test: Outcomes, trial: Trial
 ) -> tuple[Chain, int]:
     """What `certify` does with one ladder, for either kind of chain."""
-    own, tested, risk = units_of(optimise), units_of(test), risk_if_answered(optimise)
-
-    def expected(losses_of: object) -> int:
-        foreseen = foresee(losses_of, risk, own, tested)  # type: ignore[arg-type]
-        return max(last_passed(foreseen.p_values(trial.epsilon), trial.delta), 0)
-
-    chain = make(rungs, optimise, expected)
+    tested = units_of(test)
+    chain = make(rungs, optimise, expected_to_pass(optimise, tested, trial.epsilon, trial.delta))
     losses = measure(follow(chain, test), risk_if_answered(test), tested)
     return chain, max(last_passed(losses.p_values(trial.epsilon), trial.delta), 0)
 

@@ -27,16 +27,15 @@ from cloud_hub.builder.onnx_graph import (
     prune,
     real_inputs,
     rename_values,
-    run_for,
     set_float_input,
 )
 from cloud_hub.builder.onnx_ml import DOMAIN as ML_DOMAIN
 from cloud_hub.builder.onnx_ml import strip_ml_operators
 from cloud_hub.builder.onnx_output import Answer, choose_logits
+from cloud_hub.builder.onnx_proof import BATCH_ADVICE, prove_free_batch, prove_same_answers
 from cloud_hub.builder.onnx_read import read_model, size_bytes_of
 from cloud_hub.builder.staged import BATCH, INPUT, LOGITS, Shape, float_value, make_model, opset_of
 from cloud_hub.errors import BuildError
-from edge_cascade.backends.onnx import open_whole_model
 from edge_cascade.errors import CascadeError
 from edge_cascade.onnx_file import DEFAULT_LIMITS
 from edge_cascade.onnx_schema import DEFAULT_DOMAINS, OPERATORS
@@ -48,7 +47,6 @@ MIN_OPSET = 13  # quantisation per channel begins here
 _MAX_NODES = 20_000
 _MAX_CALL_DEPTH = 30
 
-_BATCH_ADVICE = "re-export with a dynamic batch axis (dynamic_axes, or dynamic_shapes with dynamo=True)"
 _QUANTISED = {
     "QuantizeLinear",
     "DequantizeLinear",
@@ -114,7 +112,8 @@ def _adopt(source: str | Path | bytes, sample_shape: Shape | None) -> Classifier
         onnx_fold.free_fixed_batch(model, batch)
     onnx_fold.fold_batch_norms(model)
     classifier = Classifier(_canonical(model, result, input_shape), input_shape, result.classes)
-    _prove(classifier, original, result.source, batches[0])
+    prove_free_batch(classifier.model, input_shape)
+    prove_same_answers(classifier.model, original, result.source, batches[0])
     return classifier
 
 
@@ -166,7 +165,7 @@ def _resolve_input(graph: onnx.GraphProto, sample_shape: Shape | None) -> tuple[
         return None, sample_shape
     dims = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
     if len(dims) < 2:
-        raise BuildError(f"its input {value.name} has no batch axis: {_BATCH_ADVICE}")
+        raise BuildError(f"its input {value.name} has no batch axis: {BATCH_ADVICE}")
     return dims[0], _sample_dims(value.name, dims[1:], sample_shape)
 
 
@@ -343,51 +342,6 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
         tensor.ClearField("doc_string")
         del tensor.metadata_props[:]
-
-
-# --- proofs
-
-
-def _prove(classifier: Classifier, original: onnx.ModelProto, source: str, x: Floats) -> None:
-    """Run it as the hub will; see that the batch is free and that it answers as the original does."""
-    three = np.random.default_rng(1).random((3, *classifier.input_shape), np.float32)
-    try:
-        together, *single = [
-            run_for(classifier.model, part, [LOGITS])[0] for part in (three, three[:1], three[1:2], three[2:])
-        ]
-    except BuildError as error:
-        raise BuildError(f"runs only on the batch of its export: {_BATCH_ADVICE}") from error
-    if not all(np.isfinite(values).all() for values in (together, *single)):
-        raise BuildError("gives NaN or infinity on samples between 0 and 1: check the exported model")
-    if len(together) != 3 or not _is_close(np.concatenate(single), together):
-        raise BuildError(f"gives other answers in a batch than alone: {_BATCH_ADVICE}")
-    said = open_whole_model(classifier.to_bytes())(x)
-    expected = run_for(original, x, [source])[0].reshape(len(x), -1)
-    if not _answers_alike(said, expected):
-        raise BuildError(
-            f"its output {source} changed while it was taken in: re-export with opset_version=17"
-        )
-
-
-def _is_close(one: Floats, other: Floats) -> bool:
-    scale = max(1e-3, float(np.abs(one).max(initial=0.0)))
-    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-3, atol=1e-3 * scale))
-
-
-def _answers_alike(logits: Floats, expected: Floats) -> bool:
-    """Whether logits say what the original's logits, probabilities or sigmoids say."""
-    if not (np.isfinite(logits).all() and np.isfinite(expected).all()):
-        return False
-    if expected.shape[1] == 1:  # one sigmoid for two classes
-        return _is_close(expected, _sigmoid(logits[:, 1:] - logits[:, :1]))
-    powers = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
-    softmax = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    return any(_is_close(expected, said) for said in (logits, softmax, _sigmoid(logits)))
-
-
-def _sigmoid(x: Floats) -> Floats:
-    # The other way round, a large negative x would overflow.
-    return (0.5 + 0.5 * np.tanh(0.5 * x.astype(np.float64))).astype(np.float32)
 
 
 def _first_line(error: Exception) -> str:

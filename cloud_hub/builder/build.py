@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from cloud_hub.builder.certify import Certified, MeasuredLadder, Targets, certif
 from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received
 from cloud_hub.builder.costs import Costs, board_costs, int8_pays
 from cloud_hub.builder.data import Dataset, data_sha256
-from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
+from cloud_hub.builder.edge_network import make_edge_network
 from cloud_hub.builder.naive import choose_naive, naive_policy
 from cloud_hub.builder.outcomes import Outcomes
 from cloud_hub.builder.prepare import Prepared, prepare
@@ -83,7 +83,7 @@ def build(request: BuildRequest, console: Console | None = None) -> Built:
     )
     with uninterrupted():
         bundle_id = write_model(out, content)
-    card = _card(request, prepared, network, policy, ladders, certified)
+    card = _card(request, prepared, network.made_by, ladders, certified)
     with uninterrupted():
         write_card(out, card)
     steps.discard()
@@ -148,7 +148,8 @@ def check_saving(request: BuildRequest, certified: Certified) -> None:
     )
     if not certified.saves:
         raise CertificateError(
-            f"epsilon {request.epsilon:g} holds only if every sample is sent. Expected at other promises: {table}"
+            f"epsilon {request.epsilon:g} holds only if every sample is sent. "
+            f"Expected at other promises: {table}"
         )
     if request.max_upload is not None and upload > request.max_upload:
         needed = certified.outlook.epsilon_for_upload(request.max_upload)
@@ -199,8 +200,7 @@ def _outcomes(
 def _card(
     request: BuildRequest,
     prepared: Prepared,
-    network: EdgeNetwork,
-    policy: Policy,
+    made_by: Mapping[str, str],
     ladders: Sequence[MeasuredLadder],
     certified: Certified | None,
 ) -> Card:
@@ -208,13 +208,12 @@ def _card(
     splits = prepared.splits
     bundle = load_bundle(Path(request.out) / BUNDLE)
     plan = bundle.plan()
-    part, measured_on = (
-        (splits.calibrate, "calibration data") if splits.test is None else (splits.test, "test data")
-    )
-    outcomes = collect(bundle, plan, part.x, prepared.full_file, part.y)
+    part = splits.calibrate if splits.test is None else splits.test
+    outcomes = collect(bundle, plan, part, prepared.full_file)
     ladder = next(ladder for ladder in ladders if ladder.name == plan.name)
     provenance = Provenance(
-        measured_on=measured_on,
+        held_out=splits.test is not None,
+        measured_on="calibration data" if splits.test is None else "test data",
         data=tuple(_data_parts(splits.train, splits.optimise, splits.calibrate, splits.test)),
         naive=choose_naive(plan, ladder, request.epsilon),
         trade=()
@@ -223,7 +222,7 @@ def _card(
             TradeRow(trade.epsilon, trade.upload_share, trade.mult_adds)
             for trade in certified.outlook.trades(request.epsilon)
         ),
-        made_by=network.made_by,
+        made_by=made_by,
     )
     return make_card(PlanRun(bundle, plan, part.x, outcomes), provenance)
 

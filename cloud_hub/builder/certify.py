@@ -32,7 +32,6 @@ from cloud_hub.builder.risk_test import (
 )
 from cloud_hub.builder.track import (
     Chain,
-    Track,
     disagreements_if_answered,
     follow,
     losses_if_answered,
@@ -41,7 +40,7 @@ from cloud_hub.builder.track import (
     risk_if_answered,
     upload_shares,
 )
-from cloud_hub.builder.units import Units, foresee, measure, units_of
+from cloud_hub.builder.units import Units, expected_to_pass, foresee, measure, units_of
 from cloud_hub.errors import BuildError, CertificateError
 from edge_cascade.policy import Certificate, Plan, Rung
 
@@ -140,9 +139,12 @@ def certify(ladders: Sequence[MeasuredLadder], targets: Targets, *, data_sha256:
     paying = select_paying([ladder.rungs for ladder in ladders], [each.expected_upload for each in prepared])
     candidates = [prepared[index] for index in paying]
     level = targets.delta / len(candidates)
-    _require_enough(units, targets, len(candidates))
-
     kind: Kind = "disagreement" if ladders[0].test.labels is None else "loss"
+    promised = [targets.epsilon]
+    if kind == "loss" and targets.disagreement_epsilon is not None:
+        promised.append(targets.disagreement_epsilon)
+    _require_enough(units, min(promised), targets.delta, len(candidates))
+
     plans, certificates, costs = [], [], []
     for candidate in candidates:
         epsilons = _epsilons(candidate, targets, level, units)
@@ -190,19 +192,13 @@ def _check(ladders: Sequence[MeasuredLadder], targets: Targets) -> None:
 
 
 def _prepare(ladder: MeasuredLadder, epsilon: float, level: float, tested: Units) -> _Candidate:
-    outcomes, own = ladder.optimise, units_of(ladder.optimise)
-    risk = risk_if_answered(outcomes)
-
-    def foreseen(track: Track) -> Losses:
-        return foresee(track, risk, own, tested)
-
-    def choose(track: Track) -> int:
-        return max(last_passed(foreseen(track).p_values(epsilon), level), 0)
-
+    outcomes = ladder.optimise
+    choose = expected_to_pass(outcomes, tested, epsilon, level)
     chain = optimised_chain(ladder.rungs, outcomes, choose)
     track = follow(chain, outcomes)
+    foreseen = foresee(track, risk_if_answered(outcomes), units_of(outcomes), tested)
     # A fixed sequence reaches a point only if it passed all the points before it.
-    needed = np.maximum.accumulate(upper_bounds(foreseen(track), level))
+    needed = np.maximum.accumulate(upper_bounds(foreseen, level))
     outlook = Outlook(
         plan=ladder.name,
         epsilons=tuple(needed.tolist()),
@@ -212,9 +208,8 @@ def _prepare(ladder: MeasuredLadder, epsilon: float, level: float, tested: Units
     return _Candidate(ladder, chain, outlook, choose(track))
 
 
-def _require_enough(units: Units, targets: Targets, plans: int) -> None:
-    epsilon = min(targets.epsilon, targets.disagreement_epsilon or targets.epsilon)
-    level = targets.delta / plans
+def _require_enough(units: Units, epsilon: float, delta: float, plans: int) -> None:
+    level = delta / plans
     lossless: Losses = (
         SampleLosses(np.zeros(1), len(units))
         if units.method == "binomial"
@@ -231,7 +226,7 @@ def _require_enough(units: Units, targets: Targets, plans: int) -> None:
     possible = math.ceil(float(upper_bounds(lossless, level)[0]) * 1e4) / 1e4
     count, fewer = (f"{plans} plans", ", fewer plans") if plans > 1 else ("1 plan", "")
     raise CertificateError(
-        f"too little calibration data: epsilon {epsilon:g} at delta {targets.delta:g} for {count} needs at "
+        f"too little calibration data: epsilon {epsilon:g} at delta {delta:g} for {count} needs at "
         f"least {needed} {what} without a loss, there are {found}: give more data{fewer}, a larger delta, "
         f"or an epsilon above {possible:g}"
     )

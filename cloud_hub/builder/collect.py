@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_hub.builder.data import Dataset
 from cloud_hub.builder.outcomes import Floats, Labels, Outcomes
 from cloud_hub.builder.stages import CutStage, logits_model_of
 from cloud_hub.builder.temperature import fit_temperature
@@ -110,15 +111,15 @@ class StageRuns:
         return np.concatenate([head for _, head in parts])
 
 
-def collect(bundle: Bundle, plan: Plan, x: Floats, full: bytes, labels: Labels | None = None) -> Outcomes:
-    """What a plan's rungs and the full model say of samples `(n, *input_shape)` in the sensor's unit.
+def collect(bundle: Bundle, plan: Plan, data: Dataset, full: bytes) -> Outcomes:
+    """What a plan's rungs and the full model say of samples of the bundle's shape.
 
     Raises:
         BackendError, BundleError: when a stage or the full model does not run.
     """
-    given = received(x, bundle.graph.preprocess, bundle.graph.wire)
+    given = received(data.x, bundle.graph.preprocess, bundle.graph.wire)
     heads = StageRuns(stages_of_bundle(bundle), given).climb(plan.rungs)
-    return Outcomes(heads, full_labels(full, given), labels)
+    return Outcomes(heads, full_labels(full, given), data.y, data.groups)
 
 
 def full_logits(full: bytes, normalised: Floats) -> Floats:

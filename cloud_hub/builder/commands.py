@@ -1,4 +1,4 @@
-"""`cloud-hub build`: its options are the keys of a recipe, so a recipe file and the line can share the work."""
+"""`cloud-hub build`: its options are the keys of a recipe; what is typed outranks what the file says."""
 
 # ruff: noqa: T201 - what a command prints is its result
 
@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from cloud_hub.builder.request import RECIPE_SUFFIX, BuildRequest, make_request, read_recipe
+from cloud_hub.builder.extra import build_extra
+from cloud_hub.builder.request import BuildRequest, make_request, read_recipe
 
 INTERRUPTED: Final = 130
 
@@ -33,7 +34,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="?",
         type=Path,
         metavar="RECIPE",
-        help=f"a {RECIPE_SUFFIX} file with these options as keys",
+        help="a TOML file with these options as keys",
     )
     _add_inputs(parser)
     _add_promise(parser)
@@ -69,7 +70,7 @@ def _add_promise(parser: argparse.ArgumentParser) -> None:
         "--epsilon",
         type=float,
         metavar="SHARE",
-        help="accuracy that answers may cost (default: 0.005)",
+        help="what answers may cost (default: 0.005)",
     )
     _add(group, "--delta", type=float, metavar="SHARE", help="1 - confidence of the promise (default: 0.05)")
     _add(
@@ -96,7 +97,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         "--wire-scale",
         type=float,
         metavar="NUMBER",
-        help="one step of int8 or uint8 (default: by tensor)",
+        help="a step of int8 or uint8 (default: by tensor)",
     )
     _add(group, "--window", type=int, metavar="N", help="samples are windows of N values of a stream")
     _add(
@@ -104,7 +105,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         "--hop",
         type=int,
         metavar="N",
-        help="values between windows on the board (default: the window)",
+        help="values between windows on the board (default: window)",
     )
     _add(group, "--window-overlap", type=int, metavar="N", help="values that neighbours in the data share")
 
@@ -116,7 +117,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--exits",
         type=_numbers,
         metavar="SHARE,...",
-        help="where exits go, by cost (default: 0.2,0.5)",
+        help="where exits go in --edge, by cost (0.2,0.5)",
     )
     _add(group, "--cuts", type=_words, metavar="VALUE,...", help="where exits go in --edge, by name")
     _add(group, "--size", choices=("auto", "small", "medium", "large"), help="of the network that is trained")
@@ -126,7 +127,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--budget-kb",
         type=float,
         metavar="KB",
-        help="size of its weights in the bundle, both precisions",
+        help="size of its weights, both precisions together",
     )
     _add(group, "--profile", metavar="FILE", help="what `edge-daemon profile` measured on the board")
     _add(group, "--epochs", type=int, metavar="N", help="passes over the training data (default: 15)")
@@ -159,8 +160,9 @@ def request_of(args: argparse.Namespace) -> BuildRequest:
 
 def _build(args: argparse.Namespace) -> int:
     request = request_of(args)
-    from cloud_hub.builder.build import build
-    from cloud_hub.builder.summary import print_summary
+    with build_extra():
+        from cloud_hub.builder.build import build
+        from cloud_hub.builder.summary import print_summary
 
     console = Console(stderr=True)
     try:

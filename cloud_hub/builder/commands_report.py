@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cloud_hub.builder.extra import build_extra
 from cloud_hub.errors import BuildError
 
 if TYPE_CHECKING:
@@ -41,6 +40,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--delta", type=float, help=f"default: the bundle's certificate, else {DEFAULT_DELTA:g}"
     )
     parser.add_argument(
+        "--variant",
+        type=_variant,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="another build with the same full model, e.g. one with --distillation 0",
+    )
+    parser.add_argument(
         "--splits",
         type=int,
         default=DEFAULT_SPLITS,
@@ -68,7 +75,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    with _build_extra():
+    with build_extra():
         # Only here: `cloud-hub run` registers these commands too, and should not pay for what they import.
         from cloud_hub.builder.evaluate import evaluate
         from cloud_hub.builder.report_inputs import read_inputs
@@ -85,7 +92,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _ablate(args: argparse.Namespace) -> int:
-    with _build_extra():
+    with build_extra():
         from cloud_hub.builder.ablate import ablate, standard_variants
         from cloud_hub.builder.report_inputs import read_inputs
         from cloud_hub.builder.report_tables import print_ablation
@@ -98,7 +105,7 @@ def _ablate(args: argparse.Namespace) -> int:
         run,
         other_plans=inputs.other_plans(run.plan.name),
         uncalibrated=inputs.uncalibrated(run.plan.rungs),
-        variants={},
+        variants={name: inputs.outcomes_of(path, run.plan) for name, path in args.variant},
     )
     ablation = ablate(run, variants, promise, sender)
     if args.json:
@@ -108,13 +115,11 @@ def _ablate(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def _build_extra() -> Iterator[None]:
-    """Imports of what only the build extra brings."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise BuildError(f"this command needs {error.name}: pip install 'edge-daemon[build]'") from error
+def _variant(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, such as 'no distillation=other'")
+    return name, path
 
 
 def _sender(args: argparse.Namespace) -> Sender:

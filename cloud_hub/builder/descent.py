@@ -46,8 +46,8 @@ _SHARES: Final = np.linspace(0.0, 1.0, 257)
 _MAX_SWEEPS: Final = 12
 
 # A descent on bare losses ends just before the few that these samples happen to have. So most of what an
-# answer counts is what answers of about this score cost on average, over a tenth of the samples.
-_NEIGHBOURS: Final = 0.1
+# answer counts is what answers of about this score cost on average, over this share of the samples.
+_NEIGHBOURS: Final = 0.15
 _OWN_WEIGHT: Final = 0.25
 
 

@@ -113,7 +113,7 @@ def evaluate(run: PlanRun, point: int, sender: Sender) -> Evaluation:
         bundle_id=run.bundle.bundle_id,
         plan=plan.name,
         point=point,
-        certified_point=run.certified_point,
+        certified_point=run.bundle.certified_point(plan),
         samples=len(outcomes),
         reference="full model" if outcomes.labels is None else "true labels",
         full_accuracy=outcomes.full_accuracy,

@@ -219,7 +219,7 @@ def _train(plan: HeadPlan, features: Floats, lesson: Lesson, *, seed: int, share
         Network((plan.features,), classes, (Stage(body, (Dense(classes),)),)),
         scaled,
         lesson.y,
-        schedule=Schedule(epochs=epochs, seed=seed, batch=batch),
+        schedule=Schedule(epochs=epochs, seed=seed, batch=batch, threads=1),
         distillation=Distillation(share, _SOFTENING, exit_weights=(1.0,)),
         teacher_logits=lesson.teacher,
     )
@@ -258,7 +258,7 @@ def _assemble(
     nodes = list(graph.node)
     initializers = [
         *graph.initializer,
-        *(numpy_helper.from_array(array, name) for name, array in weights.items()),
+        *(numpy_helper.from_array(array, name) for name, array in sorted(weights.items())),
     ]
     outputs = []
     for index, plan in enumerate(plans):

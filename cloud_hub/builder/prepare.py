@@ -118,7 +118,8 @@ def _overlap(request: BuildRequest) -> Window | None:
         return None
     if request.window is None or request.window_overlap >= request.window:
         raise BuildError(
-            f"window_overlap = {request.window_overlap}: needs window, the length of a sample, and is less than it"
+            f"window_overlap = {request.window_overlap}: needs window, the length of a sample, and is "
+            "less than it"
         )
     return Window(request.window, request.window - request.window_overlap)
 
@@ -132,7 +133,7 @@ def _judge_full(full_file: bytes, data: Dataset, declaration: Declaration) -> li
     guessing = float(np.bincount(data.y).max() / len(data.y))
     if accuracy <= min(MIN_FULL_ACCURACY / len(declaration.labels), guessing):
         raise BuildError(
-            f"full model: right on {100 * accuracy:.1f} % of the calibration data, as good as guessing: are the "
-            "labels in the order of its outputs, and mean, std, scale and layout those it was trained with?"
+            f"full model: right on {100 * accuracy:.1f} % of the calibration data, as good as guessing: are "
+            "the labels in the order of its outputs, and mean, std, scale and layout those it learned with?"
         )
     return [f"the full model is right on {100 * accuracy:.2f} % of the calibration data"]

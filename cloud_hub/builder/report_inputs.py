@@ -20,7 +20,7 @@ from cloud_hub.builder.traffic import PlanRun
 from cloud_hub.errors import BuildError
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.manifest import GraphManifest
-from edge_cascade.policy import Rung
+from edge_cascade.policy import Plan, Rung
 from edge_cascade.shipped import find_bundle
 
 MAX_FULL_MODEL_BYTES: Final = 2 * 2**30
@@ -60,6 +60,28 @@ class Inputs:
             BackendError: when a stage does not run.
         """
         return Outcomes(self.stages.climb(rungs), self.full_labels, self.data.y, self.data.groups)
+
+    def outcomes_of(self, bundle: str, plan: Plan) -> Outcomes:
+        """What the plan of the same name in another bundle says of the same samples.
+
+        Raises:
+            BuildError: when the other bundle has another full model, other inputs or another ladder.
+        """
+        other = load_bundle(find_bundle(bundle))
+        own = other.plan(plan.name)
+        for name, first, second in (
+            ("full model", self.bundle.graph.full_model_sha256[:12], other.graph.full_model_sha256[:12]),
+            ("preprocessing", self.bundle.graph.preprocess, other.graph.preprocess),
+            ("wire encoding", self.bundle.graph.wire, other.graph.wire),
+            ("number of rungs", len(plan.rungs), len(own.rungs)),
+        ):
+            if first != second:
+                raise BuildError(
+                    f"{bundle}: its {name} is {second}, that of the bundle {first}: build it alike"
+                )
+        given = received(self.data.x, other.graph.preprocess, other.graph.wire)
+        heads = StageRuns(stages_of_bundle(other), given).climb(own.rungs)
+        return Outcomes(heads, self.full_labels, self.data.y, self.data.groups)
 
 
 def read_inputs(bundle: str, data: Path, full: Path | None) -> Inputs:

@@ -25,7 +25,6 @@ Count = Annotated[int, Meta(ge=1)]
 PlanName = Literal["int8", "int8-fp32", "fp32"]
 Size = Literal["auto", "small", "medium", "large"]
 
-RECIPE_SUFFIX: Final = ".toml"
 _PATHS: Final = ("full", "data", "edge", "out", "profile", "rebase")
 _EXAMPLES: Final = {
     "full": ', e.g. full = "full.onnx"',

@@ -21,9 +21,7 @@ def print_summary(built: Built) -> None:
     for certificate in own:
         console.print(certificate_sentence(certificate))
     if not own:
-        console.print(
-            "No certificate: the thresholds fit the calibration data and promise nothing beyond it."
-        )
+        console.print("No certificate: the thresholds fit the calibration data and promise nothing more.")
     print(f"for the boards  {built.out / BUNDLE}  ({built.bundle_id[:12]})")
     print(f"for the hub     {built.out / FULL_MODEL}")
     print(f"to read         {built.out / 'card.html'}")

@@ -74,12 +74,6 @@ class PlanRun:
     x: Floats
     outcomes: Outcomes
 
-    @property
-    def certified_point(self) -> int:
-        """The last point of the plan that a certificate covers, -1 if none does."""
-        certificates = self.bundle.weights.certificates
-        return max((each.last_point for each in certificates if each.plan == self.plan.name), default=-1)
-
 
 @dataclass(frozen=True, slots=True)
 class Sender:
@@ -128,9 +122,8 @@ def cascade_traffic(run: PlanRun, walked: Walk, sender: Sender, *, point: int | 
             for rung, head in enumerate(run.outcomes.heads[:, sample])
         ]
         plain = _case(sample, run, sender)
-        return msgspec.structs.replace(
-            plain, exits=pack_exits(exits), point=named, uncertified=named > run.certified_point
-        )
+        beyond = named > run.bundle.certified_point(run.plan)
+        return msgspec.structs.replace(plain, exits=pack_exits(exits), point=named, uncertified=beyond)
 
     return _traffic_of_cases(run, np.flatnonzero(walked.escalated), case, sender)
 

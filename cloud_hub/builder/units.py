@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_hub.builder.chain import ChoosePoint
 from cloud_hub.builder.outcomes import Outcomes
-from cloud_hub.builder.risk_test import GroupLosses, Losses, Method, SampleLosses
-from cloud_hub.builder.track import Array, Marks, Track
+from cloud_hub.builder.risk_test import GroupLosses, Losses, Method, SampleLosses, last_passed
+from cloud_hub.builder.track import Array, Marks, Track, risk_if_answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,13 @@ def foresee(track: Track, if_answered: Marks | Array, own: Units, tested: Units)
         return SampleLosses(share * len(tested), len(tested))
     losses = track.totals_by_unit(if_answered, 0.0, own.index, len(own))
     return GroupLosses(losses, own.sizes, repeats=tested.full_size / own.full_size)
+
+
+def expected_to_pass(outcomes: Outcomes, tested: Units, epsilon: float, level: float) -> ChoosePoint:
+    """Chooses the last point that `tested` should pass if its samples are like `outcomes`; 0 if none."""
+    own, risk = units_of(outcomes), risk_if_answered(outcomes)
+
+    def choose(track: Track) -> int:
+        return max(last_passed(foresee(track, risk, own, tested).p_values(epsilon), level), 0)
+
+    return choose

@@ -217,6 +217,7 @@ class TestHostileFiles:
             (lambda m: setattr(_split(m).builtinOptions, "numSplits", 13), r"\(SPLIT\): makes 2 tensors"),
             (lambda m: setattr(_conv(m), "inputs", _conv(m).inputs[:1]), r"\(CONV_2D\): takes 1 tensors"),
             (lambda m: setattr(_conv(m), "inputs", list(_conv(m).inputs[:1]) * 3), "has to be a constant"),
+            (lambda m: setattr(_dequantise(m), "inputs", [_conv(m).inputs[1]]), "has a scale per channel"),
             (lambda m: setattr(_quantised(m).quantization, "scale", [1.0] * 7), "7 scales and"),
             (lambda m: setattr(_node(m), "inputs", [999]), r"inputs: \[999\] of \d+ tensors"),
             (lambda m: setattr(_node(m), "opcodeIndex", 999), "operator code 999"),
@@ -265,3 +266,7 @@ def _conv(model):
 
 def _split(model):
     return next(node for node in model.subgraphs[0].operators if node.builtinOptionsType == 35)
+
+
+def _dequantise(model):
+    return next(node for node in model.subgraphs[0].operators if node.builtinOptionsType == 38)

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 from itertools import count
 
@@ -12,7 +13,7 @@ from edge_cascade.messages import Reason, unpack_exits
 from edge_cascade.policy import ACCEPT_ALL, ACCEPT_NONE, Certificate, OperatingPoint
 from edge_cascade.tensors import decode_tensor, through_wire
 from edge_daemon.audit import AuditCoin
-from edge_daemon.pipeline import Pipeline, Sample, certified_point
+from edge_daemon.pipeline import Pipeline, Sample
 
 BOOT = bytes(range(8))
 X = np.linspace(-3, 5, 128, dtype=np.float32).reshape(1, 128)
@@ -139,14 +140,9 @@ def test_answers_are_uncertified_without_a_certificate_and_beyond_its_last_point
             Certificate("loss", "int8", 0.01, 0.05, 500, 500, "binomial", "0" * 64, 9, 0.1, 1e3),
         ),
     )
-
-    class Certified:
-        pass
-
-    bundle = Certified()
-    bundle.weights = weights
-    assert certified_point(bundle, plan) == 3
-    assert certified_point(tiny_bundle, plan) == -1
+    bundle = dataclasses.replace(tiny_bundle, weights=weights)
+    assert bundle.certified_point(plan) == 3
+    assert tiny_bundle.certified_point(plan) == -1
 
 
 class TestAuditCoin:
