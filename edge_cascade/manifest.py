@@ -157,6 +157,8 @@ def _check_stages(graph: GraphManifest, where: str) -> None:
             raise BundleError(f"{where}: stage {index} takes {stage.input_shape}, it is given {expected}")
         if not stage.files:
             raise BundleError(f"{where}: stage {index} has no files")
+        if stage.litert.keys() - stage.files.keys():
+            raise BundleError(f"{where}: stage {index} is there for LiteRT alone in {min(stage.litert)}")
         expected = stage.feature_shape
         is_last = index == len(graph.stages) - 1
         if (expected is None) != is_last:

@@ -5,6 +5,8 @@ EdgeError
 ├── ModelError           a bundle that is missing, damaged or not for this daemon
 ├── ListenError          an address that cannot be listened on
 ├── SimulationError      something that `--simulate` needs is missing or did not start
+├── DataError            samples for `bench` that do not fit the bundle (`bench.samples`)
+├── OutputError          a file that `bench` or `profile` cannot write (`bench.commands`)
 └── SpoolError           the queue on disk did not take, find or give up something
     ├── SpoolFullError       one item above the spool's whole limit, or more waiting than memory may hold
     ├── SpoolClosedError     asked after `close` or before `open`
@@ -15,9 +17,9 @@ Exit codes (`edge-daemon run`, `check-config`; sysexits.h is not used, its meani
 
     0   ended as asked (SIGTERM, or nothing to complain about)
     1   a defect in the daemon itself: the traceback is in the log
-    2   wrong command line
-    10  ConfigError, and a broker's credentials that cannot be read
-    11  ModelError
+    2   wrong command line, DataError
+    10  ConfigError, a broker's credentials that cannot be read, OutputError
+    11  ModelError; `bench`: golden outputs were not reproduced
     12  ListenError
     20  SpoolError at start; later ones are counted and lived with
     30  `--simulate` lost or duplicated something

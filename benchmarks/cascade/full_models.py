@@ -25,6 +25,8 @@ from cloud_hub.builder.training import Augment, Schedule, train_full
 
 Floats = NDArray[np.float32]
 
+THREADS = 1
+
 
 def _conv(channels: int, kernel: int = 3, stride: int = 1) -> tuple[Layer, ...]:
     return (Conv(channels, kernel, stride), Relu())
@@ -83,7 +85,7 @@ def full_model(measured: MeasuredSet, arrays: Arrays, cache: Path, *, epochs: in
                 network,
                 x.astype(np.float32),
                 y,
-                schedule=Schedule(epochs=epochs, seed=0, batch=128, label_smoothing=0.05),
+                schedule=Schedule(epochs=epochs, seed=0, batch=128, label_smoothing=0.05, threads=THREADS),
                 augment=augment,
                 checkpoint=checkpoint,
             )

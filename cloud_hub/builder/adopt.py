@@ -36,8 +36,8 @@ from cloud_hub.builder.onnx_proof import BATCH_ADVICE, prove_free_batch, prove_s
 from cloud_hub.builder.onnx_read import read_model, size_bytes_of
 from cloud_hub.builder.staged import BATCH, INPUT, LOGITS, Shape, float_value, make_model, opset_of
 from cloud_hub.errors import BuildError
+from edge_cascade.backends.onnx import FULL_MODEL_LIMITS
 from edge_cascade.errors import CascadeError
-from edge_cascade.onnx_file import DEFAULT_LIMITS
 from edge_cascade.onnx_schema import DEFAULT_DOMAINS, OPERATORS
 
 Floats = NDArray[np.float32]
@@ -77,7 +77,8 @@ class Classifier:
 def adopt(source: str | Path | bytes, *, sample_shape: Shape | None, role: str) -> Classifier:
     """A user's model in canonical form.
 
-    `sample_shape` is that of the data's samples, channels first; it fills in sizes that the file leaves open.
+    `sample_shape` is that of the data's samples and fills in sizes that the file leaves open. A model that
+    begins by moving an image's last axis to the front is taken behind that step, channels first.
     `role` begins the message of an error, for example `full model`.
 
     Raises:
@@ -104,24 +105,26 @@ def _adopt(source: str | Path | bytes, sample_shape: Shape | None) -> Classifier
     rng = np.random.default_rng(0)
     # All positive: some models begin with a logarithm or a root.
     batches = [rng.random((size, *input_shape), np.float32) for size in ([batch] if batch else [2, 3])]
-    result = choose_logits(model, batches[0])
+    answer = choose_logits(model, batches[0])
     onnx_fold.drop_no_ops(model)
     onnx_fold.drop_zero_states(model, batches)
     onnx_fold.fold_constants(model, batches)
     if batch:
         onnx_fold.free_fixed_batch(model, batch)
     onnx_fold.fold_batch_norms(model)
-    classifier = Classifier(_canonical(model, result, input_shape), input_shape, result.classes)
-    prove_free_batch(classifier.model, input_shape)
-    prove_same_answers(classifier.model, original, result.source, batches[0])
-    return classifier
+    given_shape, input_shape = input_shape, onnx_fold.take_channels_first(model, input_shape)
+    x = batches[0] if input_shape == given_shape else np.moveaxis(batches[0], -1, 1)
+    canonical = _canonical(model, answer, input_shape)
+    prove_free_batch(canonical, input_shape)
+    prove_same_answers(canonical, x, answer.source, original, batches[0])
+    return Classifier(canonical, input_shape, answer.classes)
 
 
 # --- what goes in
 
 
 def _check_size(model: onnx.ModelProto) -> None:
-    size_bytes, limit = sum(map(size_bytes_of, model.graph.initializer)), DEFAULT_LIMITS.max_inline_bytes
+    size_bytes, limit = sum(map(size_bytes_of, model.graph.initializer)), FULL_MODEL_LIMITS.max_inline_bytes
     if size_bytes > limit:
         raise BuildError(
             f"its weights are {size_bytes / 1e6:.0f} MB, more than the {limit / 1e6:.0f} MB that are read: "
@@ -176,14 +179,17 @@ def _sample_dims(name: str, dims: Sequence[int | None], sample_shape: Shape | No
     text = "x".join("?" if dim is None else str(dim) for dim in dims)
     if sample_shape is None:
         raise BuildError(f"its input {name} takes samples of {text}: export it with fixed sizes")
-    resolved = (1,) * (len(dims) - len(sample_shape)) + sample_shape
-    fits = len(dims) == len(resolved) and all(
-        dim in {None, size} for dim, size in zip(dims, resolved, strict=True)
-    )
-    if not fits:
-        given = "x".join(map(str, sample_shape))
-        raise BuildError(f"its input {name} takes samples of {text}, the data has {given}: reshape the data")
-    return resolved
+    # The data may have its channels at the other end, and may lack axes of one.
+    for shape in (sample_shape, (*sample_shape[1:], *sample_shape[:1])):
+        resolved = (1,) * (len(dims) - len(shape)) + shape
+        if len(dims) == len(resolved) and all(map(_fits, dims, resolved)):
+            return resolved
+    given = "x".join(map(str, sample_shape))
+    raise BuildError(f"its input {name} takes samples of {text}, the data has {given}: reshape the data")
+
+
+def _fits(dim: int | None, size: int) -> bool:
+    return dim is None or dim == size
 
 
 # --- operators

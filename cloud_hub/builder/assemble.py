@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_hub.builder.collect import StageRuns, Stages, Step, off_the_wire, received, stages_of_cuts
+from cloud_hub.builder.descent import MAX_ACCEPT_SCORE
 from cloud_hub.builder.outcomes import Floats
 from cloud_hub.builder.quantise import quantise
 from cloud_hub.builder.staged import StagedGraph
@@ -25,9 +26,6 @@ from edge_cascade.preprocess import normalise
 
 BUNDLE = "bundle"
 FULL_MODEL = "full.onnx"
-
-MAX_ACCEPT_SCORE = 0.99
-"""No point but the last of a chain lets a rung accept a score above this."""
 
 # fp32: other processors add in another order. int8: another kernel may round a half the other way, which
 # moves a value by a whole step. onnxruntime's fused and unfused x86 kernels agree to 1e-6; ARM has its own.

@@ -7,6 +7,7 @@ by the tests. Everything that takes long is kept beside the result until the bui
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,20 +27,30 @@ from cloud_hub.builder.assemble import (
     ladder_steps,
     write_model,
 )
-from cloud_hub.builder.card import Card, DataPart, Provenance, TradeRow, make_card, write_card
+from cloud_hub.builder.card import (
+    CARD_HTML,
+    CARD_MD,
+    REPORT,
+    Card,
+    DataPart,
+    Provenance,
+    TradeRow,
+    make_card,
+    write_card,
+)
 from cloud_hub.builder.certify import Certified, MeasuredLadder, Targets, certify
 from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received
 from cloud_hub.builder.costs import Costs, board_costs, int8_pays
 from cloud_hub.builder.data import Dataset, data_sha256
-from cloud_hub.builder.edge_network import make_edge_network
+from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
 from cloud_hub.builder.naive import choose_naive, naive_policy
 from cloud_hub.builder.outcomes import Outcomes
 from cloud_hub.builder.prepare import Prepared, prepare
 from cloud_hub.builder.request import BuildRequest
 from cloud_hub.builder.steps import FOLDER, Steps
 from cloud_hub.builder.traffic import PlanRun
-from cloud_hub.errors import CertificateError
-from edge_cascade.bundle import load_bundle
+from cloud_hub.errors import BuildError, CertificateError
+from edge_cascade.bundle import GRAPH, MANIFEST, load_bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +72,24 @@ def build(request: BuildRequest, console: Console | None = None) -> Built:
     """
     console = console or Console(stderr=True)
     out = Path(request.out)
+    check_out(out)
     steps = Steps(out / FOLDER)
     console.print("reading the data and the full model")
     prepared = prepare(request)
     for note in prepared.notes:
-        console.print(f"  {note}")
-    network = make_edge_network(request, prepared, steps, console)
+        console.print(f"  {note}", markup=False)
+    built = complete(request, prepared, make_edge_network(request, prepared, steps, console), console)
+    steps.discard()
+    return built
+
+
+def complete(request: BuildRequest, prepared: Prepared, network: EdgeNetwork, console: Console) -> Built:
+    """Calibrate, certify and write a network that is ready: what is left when training is over.
+
+    Raises:
+        BuildError, CertificateError: as `build`.
+    """
+    out = Path(request.out)
     console.print("calibrating on what trained nothing")
     costs = _board_costs(request, prepared, network.stages)
     ladders = measure_ladders(request, prepared, network.stages, costs, console)
@@ -81,13 +104,43 @@ def build(request: BuildRequest, console: Console | None = None) -> Built:
         golden_samples=prepared.splits.calibrate.x,
         litert=network.litert,
     )
-    with uninterrupted():
+    with uninterrupted(), writing_to(out):
+        # A card that is about another bundle is worse than none.
+        discard_card(out)
         bundle_id = write_model(out, content)
     card = _card(request, prepared, network.made_by, ladders, certified)
-    with uninterrupted():
+    with uninterrupted(), writing_to(out):
         write_card(out, card)
-    steps.discard()
     return Built(out, bundle_id, card, certified)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a directory that cannot be written, or holds something else where the bundle goes.
+
+    Raises:
+        BuildError: before any work is done for nothing.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BuildError(f"out: {there} is no directory: choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BuildError(f"out: {there} cannot be written: choose another")
+    bundle = out / BUNDLE
+    if bundle.exists() and not (bundle / GRAPH / MANIFEST).is_file():
+        raise BuildError(f"out: {bundle} is there and is no bundle: choose another directory or remove it")
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Around writes.
+
+    Raises:
+        BuildError: for a full disk and its like, in one line.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BuildError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
 
 
 def measure_ladders(
@@ -167,6 +220,12 @@ def _board_costs(request: BuildRequest, prepared: Prepared, stages: Stages) -> C
     declaration = prepared.declaration
     one = received(prepared.splits.optimise.x[:1], declaration.preprocess, declaration.wire)
     return board_costs(stages, one, Path(request.profile))
+
+
+def discard_card(out: Path) -> None:
+    """Remove the report and its pages."""
+    for name in (REPORT, CARD_MD, CARD_HTML):
+        (out / name).unlink(missing_ok=True)
 
 
 @contextmanager

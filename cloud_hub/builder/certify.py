@@ -133,11 +133,7 @@ def certify(ladders: Sequence[MeasuredLadder], targets: Targets, *, data_sha256:
     """
     _check(ladders, targets)
     units = units_of(ladders[0].test)
-    # Which plans there will be is not known yet; no chain may hope for more than its smallest share of delta.
-    least = targets.delta / len(ladders)
-    prepared = [_prepare(ladder, targets.epsilon, least, units) for ladder in ladders]
-    paying = select_paying([ladder.rungs for ladder in ladders], [each.expected_upload for each in prepared])
-    candidates = [prepared[index] for index in paying]
+    candidates = _paying(ladders, targets, units)
     level = targets.delta / len(candidates)
     kind: Kind = "disagreement" if ladders[0].test.labels is None else "loss"
     promised = [targets.epsilon]
@@ -189,6 +185,18 @@ def _check(ladders: Sequence[MeasuredLadder], targets: Targets) -> None:
                 f"{len(shared)} groups (the first: {shared[0]}) are in both parts of the calibration data: "
                 "thresholds chosen on a group cannot be tested on it, split the data by groups"
             )
+
+
+def _paying(ladders: Sequence[MeasuredLadder], targets: Targets, tested: Units) -> list[_Candidate]:
+    """The ladders that are worth a share of delta, prepared for the share that they get."""
+    level = targets.delta / len(ladders)
+    candidates = [_prepare(ladder, targets.epsilon, level, tested) for ladder in ladders]
+    uploads = [candidate.expected_upload for candidate in candidates]
+    paying = select_paying([ladder.rungs for ladder in ladders], uploads)
+    if len(paying) == len(ladders):
+        return candidates
+    level = targets.delta / len(paying)
+    return [_prepare(ladders[index], targets.epsilon, level, tested) for index in paying]
 
 
 def _prepare(ladder: MeasuredLadder, epsilon: float, level: float, tested: Units) -> _Candidate:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from cloud_hub.builder.descent import (
     COMPUTE_WEIGHT,
-    Search,
     candidate_thresholds,
     prepare_search,
     rung_costs,
@@ -60,7 +59,7 @@ def shared_chain(rungs: Sequence[Rung], outcomes: Outcomes, choose: ChoosePoint)
 def chain_of_thresholds(rungs: Sequence[Rung], score: ScoreName, outcomes: Outcomes) -> Chain:
     """The chain for one score and rungs whose `must_agree` is settled, with a threshold for every rung."""
     search = prepare_search(rungs, score, outcomes)
-    places = _nested(search, outcomes)
+    places = _nested(search.frontier())
     limits = np.column_stack(
         [candidates[column] for candidates, column in zip(search.candidates, places.T, strict=True)]
     )
@@ -103,17 +102,16 @@ def _variants(rungs: Sequence[Rung]) -> list[tuple[Rung, ...]]:
     return variants
 
 
-def _nested(search: Search, outcomes: Outcomes) -> NDArray[np.intp]:
+def _nested(best: NDArray[np.intp]) -> NDArray[np.intp]:
     """Places from "accept nothing" over the best at every price to the cheapest, none ever falling.
 
     What falls is met half way: the mean of the highest place so far and the lowest one to come.
     """
-    best = search.frontier()
     highest = np.maximum.accumulate(best, axis=0)
     lowest = np.minimum.accumulate(best[::-1], axis=0)[::-1]
     corners = np.vstack([np.zeros((1, best.shape[1]), np.intp), (highest + lowest) // 2])
-    # As many steps between two corners as the largest move of any rung needs, so none is coarser than _FINE.
-    lengths = np.abs(np.diff(corners, axis=0)).max(axis=1)
+    # Between two corners as many steps as the rung that moves most has places there.
+    lengths = np.diff(corners, axis=0).max(axis=1)
     along = np.concatenate([[0], np.cumsum(lengths)])
     steps = np.linspace(0, along[-1], min(int(along[-1]), _FINE) + 1)
     moved = np.unique(along, return_index=True)[1]

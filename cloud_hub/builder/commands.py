@@ -22,6 +22,11 @@ Turn a trained classifier and data into a bundle for the boards: a small network
 DIR/bundle for the boards, DIR/full.onnx for the hub, DIR/card.html and card.md to read, DIR/report.json.
 """
 
+_SAMPLES: Final = """\
+The full model is given (x * scale - mean) / std. A list that begins with a minus sign needs an equals sign:
+--mean=-1.5,2.
+"""
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
@@ -45,22 +50,32 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("inputs and result")
-    _add(group, "--full", metavar="FILE", help="the trained classifier, ONNX")
-    _add(group, "--data", metavar="PATH", help=".npz with x and y or x_train, ..., or a folder per class")
+    _add(group, "--full", metavar="FILE", help="the trained classifier, ONNX (required)")
+    _add(
+        group,
+        "--data",
+        metavar="PATH",
+        help=".npz with x and y or x_train, ..., .npy, or a folder per class (required)",
+    )
     _add(group, "--edge", metavar="FILE", help="a smaller classifier of your own, ONNX: it gets exits")
-    _add(group, "--out", metavar="DIR", help="the directory to write")
-    _add(group, "--rebase", metavar="DIR", help="keep this model's network, certify it anew for --full")
+    _add(group, "--out", metavar="DIR", help="the directory to write (required)")
+    _add(
+        group,
+        "--rebase",
+        metavar="BUNDLE",
+        help="keep this build's or shipped model's network, certify it anew for --full",
+    )
     _add(group, "--model", metavar="NAME", help="the model's name (default: the last part of --out)")
     _add(group, "--version", metavar="TEXT", help="the bundle's version (default: 1.0.0)")
     _add(group, "--seed", type=int, metavar="N", help="seed of splits and training (default: 0)")
     _add(group, "--max-bytes", type=int, metavar="N", help="memory that the data may take (default: 2 GiB)")
-    for role, text in (
-        ("x", "samples"),
-        ("y", "labels"),
-        ("groups", "groups"),
-        ("labels", "names of labels"),
+    for role, text, usual in (
+        ("x", "samples", " (default: x)"),
+        ("y", "labels", " (default: y)"),
+        ("groups", "recording, machine or subject of each sample", " (default: groups)"),
+        ("labels", "names of the labels", " (default: labels or classes)"),
     ):
-        _add(group, f"--{role}-key", metavar="NAME", help=f"the array that holds the {text}")
+        _add(group, f"--{role}-key", metavar="NAME", help=f"the array that holds the {text}{usual}")
 
 
 def _add_promise(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +85,8 @@ def _add_promise(parser: argparse.ArgumentParser) -> None:
         "--epsilon",
         type=float,
         metavar="SHARE",
-        help="what answers may cost (default: 0.005)",
+        help="share of samples that may be lost: answered wrongly on the board, rightly by --full "
+        "(default: 0.005)",
     )
     _add(group, "--delta", type=float, metavar="SHARE", help="1 - confidence of the promise (default: 0.05)")
     _add(
@@ -80,24 +96,45 @@ def _add_promise(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="bound on answers that differ from the full model's (default: from the data)",
     )
-    _add(group, "--max-upload", type=float, metavar="SHARE", help="refuse a bundle that uploads more")
+    _add(
+        group,
+        "--max-upload",
+        type=float,
+        metavar="SHARE",
+        help="refuse a bundle that sends more samples to the hub",
+    )
     _add(group, "--plans", type=_words, metavar="NAME,...", help="int8, int8-fp32, fp32 (default: all three)")
-    _add(group, "--uncertified", action="store_true", help="fit thresholds and promise nothing")
+    _add(
+        group,
+        "--uncertified",
+        action=argparse.BooleanOptionalAction,
+        help="fit thresholds and promise nothing, for too little data",
+    )
 
 
 def _add_samples(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what a sample is", "The full model is given (x * scale - mean) / std.")
+    group = parser.add_argument_group("what a sample is", _SAMPLES)
     _add(group, "--scale", type=float, metavar="NUMBER", help="default: 1")
     _add(group, "--mean", type=_numbers, metavar="NUMBER,...", help="one value or one a channel (default: 0)")
     _add(group, "--std", type=_numbers, metavar="NUMBER,...", help="one value or one a channel (default: 1)")
-    _add(group, "--layout", choices=("channels_first", "channels_last"), help="which axis holds the channels")
-    _add(group, "--encoding", choices=("auto", "float32", "int8", "uint8"), help="how samples travel")
+    _add(
+        group,
+        "--layout",
+        choices=("channels_first", "channels_last"),
+        help="which axis of a sample holds the channels (default: channels_first)",
+    )
+    _add(
+        group,
+        "--encoding",
+        choices=("auto", "float32", "int8", "uint8"),
+        help="how samples travel to the hub (default: uint8 for data of that type, else int8)",
+    )
     _add(
         group,
         "--wire-scale",
         type=float,
         metavar="NUMBER",
-        help="a step of int8 or uint8 (default: by tensor)",
+        help="a step of int8 or uint8 (default: 1 for uint8 data, else by sample)",
     )
     _add(group, "--window", type=int, metavar="N", help="samples are windows of N values of a stream")
     _add(
@@ -120,8 +157,13 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         help="where exits go in --edge, by cost (0.2,0.5)",
     )
     _add(group, "--cuts", type=_words, metavar="VALUE,...", help="where exits go in --edge, by name")
-    _add(group, "--size", choices=("auto", "small", "medium", "large"), help="of the network that is trained")
-    _add(group, "--budget-ms", type=float, metavar="MS", help="time that a sample may take at all exits")
+    _add(
+        group,
+        "--size",
+        choices=("auto", "small", "medium", "large"),
+        help="of the network that is trained (default: medium, or the largest in budget)",
+    )
+    _add(group, "--budget-ms", type=float, metavar="MS", help="time that all its stages may take together")
     _add(
         group,
         "--budget-kb",
@@ -133,7 +175,12 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     _add(group, "--epochs", type=int, metavar="N", help="passes over the training data (default: 15)")
     _add(group, "--batch", type=int, metavar="N", help="samples in a step (default: 128)")
     _add(group, "--distillation", type=float, metavar="SHARE", help="the full model's say (default: 0.5)")
-    _add(group, "--litert", action="store_true", help="write stages for LiteRT as well")
+    _add(
+        group,
+        "--litert",
+        action=argparse.BooleanOptionalAction,
+        help="write its stages for LiteRT as well",
+    )
 
 
 def _add(group: argparse._ArgumentGroup, name: str, **options: Any) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from cloud_hub.builder.ablate import Promise
+    from cloud_hub.builder.load import Keys
     from cloud_hub.builder.traffic import PlanRun, Sender
 
 DEFAULT_EPSILON: Final = 0.005
@@ -67,6 +68,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full", type=Path, metavar="FILE", help="the full model (default: full.onnx beside the bundle)"
     )
+    for role, default in (("x", "x"), ("y", None), ("groups", None), ("labels", None)):
+        parser.add_argument(
+            f"--{role}-key", default=default, metavar="NAME", help=f"as for cloud-hub build (default: {role})"
+        )
     parser.add_argument("--plan", metavar="NAME", help="default: the bundle's own")
     parser.add_argument(
         "--rate", type=float, metavar="HZ", help="samples a second of one board (default: batches are full)"
@@ -82,7 +87,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         from cloud_hub.builder.report_tables import print_evaluation
 
     sender = _sender(args)
-    run = read_inputs(args.bundle, args.data, args.full).run(args.plan)
+    run = read_inputs(args.bundle, args.data, args.full, _keys(args)).run(args.plan)
     evaluation = evaluate(run, run.plan.chosen if args.point is None else args.point, sender)
     if args.json:
         _write_json(evaluation)
@@ -98,7 +103,7 @@ def _ablate(args: argparse.Namespace) -> int:
         from cloud_hub.builder.report_tables import print_ablation
 
     sender = _sender(args)
-    inputs = read_inputs(args.bundle, args.data, args.full)
+    inputs = read_inputs(args.bundle, args.data, args.full, _keys(args))
     run = inputs.run(args.plan)
     promise = _promise(args, run)
     variants = standard_variants(
@@ -120,6 +125,12 @@ def _variant(text: str) -> tuple[str, str]:
     if not name or not path:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, such as 'no distillation=other'")
     return name, path
+
+
+def _keys(args: argparse.Namespace) -> Keys:
+    from cloud_hub.builder.load import Keys
+
+    return Keys(args.x_key, args.y_key, args.groups_key, args.labels_key)
 
 
 def _sender(args: argparse.Namespace) -> Sender:

@@ -1,7 +1,7 @@
 """What stages cost: on this machine by the clock, on a board by its profile.
 
-The build machine's figures go into the card only. What a bundle says, and so its digest, depends on no clock:
-costs get into it from a profile's file alone.
+Without a profile nothing is measured, and what a bundle says depends on no clock. With one, what the new
+stages take here is scaled by how much slower the board is, so two builds may differ in their costs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edge_cascade.timing import Stopwatch, collector_off, measure_tight
 
 RUNTIME: Final = "onnxruntime"
 SECONDS: Final = 3.0
-
+"""How long a network's stages are timed together."""
 
 Costs = Mapping[tuple[int, Precision], float]
 """Median microseconds of one sample in every (stage, precision)."""
@@ -32,12 +32,12 @@ Costs = Mapping[tuple[int, Precision], float]
 _PAYS: Final = 0.95  # int8 answers a little differently; a few percent of time are not worth that
 
 
-def measure_stages(stages: Stages, x: Floats, *, seconds: float = SECONDS) -> Costs:
+def measure_stages(stages: Stages, x: Floats) -> Costs:
     """What every (stage, precision) takes on this machine, with one normalised sample `(1, *input_shape)`."""
     models = {StageKey(*key): model for key, model in stages.models.items()}
     cases = open_stage_cases(models, stages.feature_shapes, x, _open_stage)
     with collector_off():
-        timings = measure_tight(cases, seconds, Stopwatch())
+        timings = measure_tight(cases, SECONDS, Stopwatch())
     return {(key.stage, key.precision): timing.p50_us for key, timing in timings.items()}
 
 

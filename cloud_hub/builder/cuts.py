@@ -31,7 +31,7 @@ from cloud_hub.errors import BuildError
 DEFAULT_SHARES = (0.2, 0.5)
 """What part of the work lies before the cuts of a network with three exits."""
 
-_MIN_STAGE_SHARE = 0.02  # a stage below it costs more to call than it computes
+_MIN_STAGE_SHARE = 0.05  # a stage below it saves less than its own head costs
 _TIE_SHARE = 0.05  # cuts this near to each other do the same work, as far as a proposal goes
 
 _RECURRENT_GATES = {"LSTM", "GRU", "RNN"}
@@ -64,8 +64,8 @@ class Cut:
     """A value at which a network can be cut.
 
     `shape` is without the batch axis, `mult_adds` what lies before it and `share` the same as a part of the
-    whole. `channels_last` says that the last axis holds the channels. `is_finished` is False where an
-    activation or a normalisation comes next.
+    whole. `channels_last` says that the last axis holds the channels. `is_finished` is False where a bias,
+    a normalisation or an activation comes next.
     """
 
     name: str
@@ -177,11 +177,17 @@ def find_cuts(classifier: Classifier) -> CutPlan:
             continue
         (name,) = crossing
         if name not in {INPUT, LOGITS, *(cut.name for cut in found)}:
-            finished = not any(reader.op_type in _FINISHING for reader in readers[name])
+            finished = not any(_is_finishing(reader, known) for reader in readers[name])
             share = done / max(1, costs.total)
             last = _is_channels_last(graph, name, costs.shapes[name])
             found.append(Cut(name, costs.shapes[name], done, share, last, finished))
     return CutPlan(tuple(found), costs.total)
+
+
+def _is_finishing(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether it only completes the layer before it: a bias, a scale, a normalisation, an activation."""
+    adds_constant = node.op_type in {"Add", "Sub", "Mul", "Div"} and not known.keys().isdisjoint(node.input)
+    return adds_constant or node.op_type in _FINISHING
 
 
 def _is_channels_last(graph: onnx.GraphProto, name: str, shape: Shape) -> bool:

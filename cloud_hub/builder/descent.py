@@ -159,4 +159,4 @@ def _smoothed(risk: Array, scores: Array) -> Array:
 def rung_costs(rungs: Sequence[Rung]) -> list[float]:
     """What each rung costs: microseconds where every rung has been timed, else multiply-adds."""
     timed = [rung.cost_us for rung in rungs if rung.cost_us is not None]
-    return timed if len(timed) == len(rungs) else [float(rung.mult_adds) for rung in rungs]
+    return timed if len(timed) == len(rungs) else [max(float(rung.mult_adds), 1.0) for rung in rungs]

@@ -18,6 +18,7 @@ from cloud_hub.builder.costs import board_ratio
 from cloud_hub.builder.cuts import cut_table, prepare_cuts
 from cloud_hub.builder.data import data_sha256
 from cloud_hub.builder.export import export_staged
+from cloud_hub.builder.extra import require_extra
 from cloud_hub.builder.family import Candidate, default_family
 from cloud_hub.builder.outcomes import Floats, Labels
 from cloud_hub.builder.prepare import Prepared
@@ -27,8 +28,10 @@ from cloud_hub.builder.staged import StagedGraph
 from cloud_hub.builder.steps import Steps
 from cloud_hub.errors import BuildError
 from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.errors import BundleError
 from edge_cascade.policy import Precision
 from edge_cascade.preprocess import normalise
+from edge_cascade.shipped import find_bundle
 
 REPRESENTATIVE: Final = 1_024
 """Training samples from which int8 takes its ranges."""
@@ -69,16 +72,15 @@ def make_edge_network(
         BuildError: a network that cannot be used, or none that fits the budget.
     """
     if request.rebase is not None:
-        return _rebased(request, prepared)
-    lesson = _lesson(prepared, console)
+        return _rebased(request.rebase, request, prepared)
     made_by: Mapping[str, str]
     if request.edge is not None:
-        staged, made_by = _with_exits(request, prepared, lesson, steps, console)
+        staged, made_by = _with_exits(Path(request.edge), request, prepared, steps, console)
     else:
-        staged, made_by = _trained(request, prepared, lesson, steps, console)
+        staged, made_by = _trained(request, prepared, steps, console)
     console.print("quantising and cutting")
     cuts = cut_network(staged, prepared.splits.train.x[:REPRESENTATIVE], prepared.declaration)
-    litert = _litert(cuts) if request.litert else {}
+    litert = litert_of(cuts) if request.litert else {}
     return EdgeNetwork(cuts.stages, {**made_by, "parameters": f"{staged.parameter_count:,}"}, litert)
 
 
@@ -95,16 +97,33 @@ def check_rebase(bundle: Bundle, prepared: Prepared) -> None:
         ("preprocessing", graph.preprocess, declaration.preprocess),
     ):
         if old != new:
-            raise BuildError(f"rebase: the bundle's {name} is {old}, that of the new full model's {new}")
+            raise BuildError(
+                f"rebase: the bundle's {name} is {old}, that of the full model and data is {new}"
+            )
+    unnamed = tuple(map(str, range(len(graph.labels))))
+    if unnamed not in {graph.labels, declaration.labels} and graph.labels != declaration.labels:
+        first = next(
+            pair for pair in zip(graph.labels, declaration.labels, strict=True) if pair[0] != pair[1]
+        )
+        raise BuildError(
+            f"rebase: the bundle calls a label {first[0]!r} that the data calls {first[1]!r}: both must name "
+            "the same labels in the same order"
+        )
 
 
-def _rebased(request: BuildRequest, prepared: Prepared) -> EdgeNetwork:
-    root = Path(str(request.rebase))
-    bundle = load_bundle(root / "bundle" if (root / "bundle").is_dir() else root)
+def _rebased(base: str, request: BuildRequest, prepared: Prepared) -> EdgeNetwork:
+    try:
+        bundle = load_bundle(find_bundle(base))
+    except BundleError as error:
+        raise BuildError(f"rebase: {error}") from error
     check_rebase(bundle, prepared)
-    return EdgeNetwork(
-        stages_of_bundle(bundle), {"network": f"that of bundle {bundle.bundle_id[:12]}, not trained again"}
-    )
+    litert = {
+        key: stage.litert.content for key, stage in bundle.stage_models.items() if stage.litert is not None
+    }
+    if request.litert and not litert:
+        raise BuildError("rebase: the bundle has no stages for LiteRT: build it again with --litert")
+    made_by = {"network": f"that of bundle {bundle.bundle_id[:12]}, not trained again"}
+    return EdgeNetwork(stages_of_bundle(bundle), made_by, litert)
 
 
 def _lesson(prepared: Prepared, console: Console) -> Lesson:
@@ -117,29 +136,33 @@ def _lesson(prepared: Prepared, console: Console) -> Lesson:
 
 
 def _with_exits(
-    request: BuildRequest, prepared: Prepared, lesson: Lesson, steps: Steps, console: Console
+    edge: Path, request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
 ) -> tuple[StagedGraph, Mapping[str, str]]:
     from cloud_hub.builder.heads import train_heads
 
-    own = adopt(Path(str(request.edge)), sample_shape=prepared.full.input_shape, role="edge network")
+    own = adopt(edge, sample_shape=prepared.full.input_shape, role="edge network")
     if own.classes != prepared.full.classes or own.input_shape != prepared.full.input_shape:
         raise BuildError(
-            f"edge network: takes {own.input_shape} and tells {own.classes} classes apart, the full model "
-            f"{prepared.full.input_shape} and {prepared.full.classes}"
+            f"edge network {edge}: takes {own.input_shape} and tells {own.classes} classes apart, the full "
+            f"model {prepared.full.input_shape} and {prepared.full.classes}"
         )
     plan = prepare_cuts(own, shares=request.exits, names=request.cuts or None)
     for name, shape, share in cut_table(plan):
-        console.print(f"  exit behind {name} ({shape}), {share} of the work")
+        console.print(f"  exit behind {name} ({shape}), {share} of the work", markup=False)
+    lesson = _lesson(prepared, console)
+    console.print("training the exits")
     staged = train_heads(own, plan, lesson, seed=request.seed, share=request.distillation, steps=steps)
-    return staged, {"network": f"{Path(str(request.edge)).name} with {staged.stages} exits, its trunk frozen"}
+    return staged, {"network": f"{edge.name} with {staged.stages} exits, its trunk frozen"}
 
 
 def _trained(
-    request: BuildRequest, prepared: Prepared, lesson: Lesson, steps: Steps, console: Console
+    request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
 ) -> tuple[StagedGraph, Mapping[str, str]]:
     from cloud_hub.builder.training import Distillation, Schedule, train_edge
 
+    require_extra("torch")
     candidate = choose_candidate(request, prepared)
+    lesson = _lesson(prepared, console)
     console.print(f"training the {candidate.name} network: {candidate.network.parameter_count:,} parameters")
     schedule = Schedule(epochs=request.epochs, seed=request.seed, batch=request.batch, peak_rate=PEAK_RATE)
     distillation = Distillation(request.distillation, SOFTENING, EXIT_WEIGHTS)
@@ -201,7 +224,12 @@ def full_digest(prepared: Prepared) -> str:
     return hashlib.sha256(prepared.full_file).hexdigest()
 
 
-def _litert(cuts: Cuts) -> Mapping[tuple[int, Precision], bytes]:
+def litert_of(cuts: Cuts) -> Mapping[tuple[int, Precision], bytes]:
+    """The same stages for LiteRT.
+
+    Raises:
+        BuildError: naming an operator that cannot be written for it.
+    """
     from cloud_hub.builder.tflite import litert_files
 
     return litert_files(cuts.by_precision, cuts.staged)

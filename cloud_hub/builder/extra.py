@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,4 +19,18 @@ def build_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise BuildError(f"this command needs {error.name}: pip install 'edge-daemon[build]'") from error
+        raise _missing(str(error.name)) from error
+
+
+def require_extra(module: str) -> None:
+    """Say that a module is missing before the work begins that will need it at its end.
+
+    Raises:
+        BuildError: naming what is missing and how to install it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise _missing(module)
+
+
+def _missing(module: str) -> BuildError:
+    return BuildError(f"this needs {module}: pip install 'edge-daemon[build]'")

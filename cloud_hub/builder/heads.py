@@ -222,6 +222,7 @@ def _train(plan: HeadPlan, features: Floats, lesson: Lesson, *, seed: int, share
         schedule=Schedule(epochs=epochs, seed=seed, batch=batch, threads=1),
         distillation=Distillation(share, _SOFTENING, exit_weights=(1.0,)),
         teacher_logits=lesson.teacher,
+        title=f"head behind {plan.cut.name}",
     )
     dense = ("stage0.dense0", "exit0.dense0") if plan.hidden else ("exit0.dense0",)
     weights = {

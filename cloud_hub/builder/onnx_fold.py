@@ -22,13 +22,13 @@ from cloud_hub.builder.onnx_graph import (
     attribute_of,
     constants,
     consumers,
-    free_name,
     producers,
     prune,
     remove_attribute,
     replace_uses,
     run_for,
 )
+from cloud_hub.builder.staged import Shape
 from cloud_hub.errors import BuildError
 
 _MAX_FOLDED_ELEMENTS = 1 << 24
@@ -203,10 +203,32 @@ def fold_batch_norms(model: onnx.ModelProto) -> None:
         before = producers(graph).get(node.input[0])
         readers = consumers(graph).get(node.input[0], [])
         if before is not None and len(readers) == 1 and _can_take(graph, before, node):
-            _fold_into(graph, before, node)
+            # Weights that are no numbers make answers that are none, and those are refused later.
+            with np.errstate(all="ignore"):
+                _fold_into(graph, before, node)
             before.output[0] = node.output[0]
             graph.node.remove(node)
     prune(graph)
+
+
+def take_channels_first(model: onnx.ModelProto, input_shape: Shape) -> Shape:
+    """Drop the Transpose with which models begin that are fed images channels last; the new input shape.
+
+    Which way round a sample has its channels is for the bundle's preprocessing to say.
+    """
+    graph = model.graph
+    given = graph.input[0].name
+    readers = consumers(graph).get(given, [])
+    if [node.op_type for node in readers] != ["Transpose"] or attribute_of(readers[0], "perm") != [
+        0,
+        3,
+        1,
+        2,
+    ]:
+        return input_shape
+    replace_uses(graph, {readers[0].output[0]: given})
+    graph.node.remove(readers[0])
+    return (input_shape[-1], *input_shape[:-1])
 
 
 def _can_take(graph: onnx.GraphProto, before: onnx.NodeProto, norm: onnx.NodeProto) -> bool:
@@ -243,7 +265,7 @@ def _fold_into(graph: onnx.GraphProto, before: onnx.NodeProto, norm: onnx.NodePr
     across = before.op_type == "Gemm" and not attribute_of(before, "transB", 0)
     shape = (1, -1) if across else (-1, *[1] * (weight.ndim - 1))
     names = [
-        add_constant(graph, free_name(graph, f"{before.input[1]}.normalised"), array.astype(np.float32))
+        add_constant(graph, f"{before.input[1]}.normalised", array.astype(np.float32))
         for array in (weight * factor.reshape(shape), (bias - mean) * factor + shift)
     ]
     before.input[:] = [before.input[0], *names]

@@ -34,15 +34,19 @@ def prove_free_batch(model: onnx.ModelProto, input_shape: Shape) -> None:
         raise BuildError(f"gives other answers in a batch than alone: {BATCH_ADVICE}")
 
 
-def prove_same_answers(model: onnx.ModelProto, original: onnx.ModelProto, source: str, x: Floats) -> None:
+def prove_same_answers(
+    model: onnx.ModelProto, x: Floats, source: str, original: onnx.ModelProto, original_x: Floats
+) -> None:
     """Run the model as the hub will, and see that it says of `x` what the original's value `source` says.
+
+    `original_x` are the same samples as the original takes them.
 
     Raises:
         BuildError: when it does not.
         BundleError, BackendError: when the hub would not run it.
     """
     said = open_whole_model(model.SerializeToString())(x)
-    expected = run_for(original, x, [source])[0].reshape(len(x), -1)
+    expected = run_for(original, original_x, [source])[0].reshape(len(x), -1)
     if not _answers_alike(said, expected):
         raise BuildError(
             f"its output {source} changed while it was taken in: re-export with opset_version=17"

@@ -104,7 +104,8 @@ def walk(outcomes: Outcomes, rungs: Sequence[Rung], score: ScoreName, max_score:
     for index, (rung, head, limit) in enumerate(zip(rungs, outcomes.heads, max_score, strict=True)):
         own = head[:, LABEL].astype(np.int64)
         work[alive] += rung.mult_adds
-        accepts = alive & (head[:, SCORE_COLUMN[score]] <= limit)
+        # In doubles, as a device compares: a threshold has no float32 of its own.
+        accepts = alive & (head[:, SCORE_COLUMN[score]].astype(np.float64) <= limit)
         if rung.must_agree and earlier is not None and limit < ACCEPT_ALL:
             accepts &= own == earlier
         accepted_by[accepts] = index

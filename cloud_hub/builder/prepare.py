@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from cloud_hub.builder.adopt import Classifier, adopt
-from cloud_hub.builder.assemble import Declaration
+from cloud_hub.builder.assemble import FULL_MODEL, Declaration
 from cloud_hub.builder.collect import full_labels, received
 from cloud_hub.builder.data import Dataset, Parts, Shape, fit_parts, label_names
 from cloud_hub.builder.load import Keys, load_parts
@@ -52,8 +52,9 @@ def prepare(request: BuildRequest) -> Prepared:
     full = adopt(Path(request.full), sample_shape=_network_shape(parts, request), role="full model")
     parts = fit_parts(parts, full.input_shape, request.layout)
     declaration = _declare(request, parts, full)
-    splits = split_parts(parts, seed=request.seed, overlap=_overlap(request))
     full_file = full.to_bytes()
+    _keep_users_file(request, full_file)
+    splits = split_parts(parts, seed=request.seed, overlap=_overlap(request))
     notes = (*splits.notes, *_judge_full(full_file, splits.calibrate, declaration))
     return Prepared(declaration, full, full_file, splits, notes)
 
@@ -71,9 +72,16 @@ def wire_of(request: BuildRequest, parts: Parts) -> Wire:
     """How samples travel; `auto` keeps whole grey levels as they are and gives all else eight bits."""
     if request.encoding == "auto":
         if all(part.stored_as == "uint8" for _, part in parts):
-            return Wire("uint8", scale=1.0)
+            return Wire("uint8", request.wire_scale or 1.0)
         return Wire("int8", request.wire_scale)
     return Wire(request.encoding, request.wire_scale)
+
+
+def _keep_users_file(request: BuildRequest, full_file: bytes) -> None:
+    """Refuse to replace the file that the user gave by another form of it."""
+    given, written = Path(request.full), Path(request.out) / FULL_MODEL
+    if written.exists() and written.samefile(given) and given.read_bytes() != full_file:
+        raise BuildError(f"out: {written} is your full model and would be replaced: choose another directory")
 
 
 def _network_shape(parts: Parts, request: BuildRequest) -> Shape | None:
@@ -91,8 +99,13 @@ def _declare(request: BuildRequest, parts: Parts, full: Classifier) -> Declarati
     for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
         if len(values) not in {1, channels}:
             raise BuildError(
-                f"{name} has {len(values)} values: give one, or one for each of {channels} channels"
+                f"{name} has {len(values)} values, samples have {channels} channels: give one value, or one "
+                "for each channel"
             )
+    _check_single_precision(request, preprocess)
+    wire = wire_of(request, parts)
+    if wire.encoding == "uint8" and any(part.x.min() < 0 for _, part in parts):
+        raise BuildError("encoding = uint8: some samples have values below 0: choose int8 or float32")
     if request.window is not None and request.window != sample_shape[-1]:
         raise BuildError(
             f"window = {request.window}, but samples are {sample_shape}: their last axis is time"
@@ -102,14 +115,27 @@ def _declare(request: BuildRequest, parts: Parts, full: Classifier) -> Declarati
         labels=label_names(parts, full.classes),
         input_shape=sample_shape,
         preprocess=preprocess,
-        wire=wire_of(request, parts),
+        wire=wire,
         window=None if request.window is None else Window(request.window, request.hop or request.window),
         version=request.version,
     )
 
 
+def _check_single_precision(request: BuildRequest, preprocess: Preprocess) -> None:
+    """Boards compute in float32: what is finite in double precision need not be there."""
+    # As Python's own floats: numpy would compare in float32, which these values may overflow.
+    largest, smallest = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+    if any(abs(value) > largest for value in preprocess.mean):
+        raise BuildError("mean / scale is more than float32 can hold")
+    if not all(smallest <= value <= largest / 2**10 for value in preprocess.std):
+        raise BuildError("std / scale is more or less than float32 can divide by")
+    if request.wire_scale is not None and not smallest <= request.wire_scale <= largest:
+        raise BuildError(f"wire_scale = {request.wire_scale}: float32 cannot hold that")
+
+
 def _name_from(out: Path) -> str:
-    name = "".join(char if char.isascii() and (char.isalnum() or char in "-_") else "-" for char in out.name)
+    plain = out.resolve().name
+    name = "".join(char if char.isascii() and (char.isalnum() or char in "-_") else "-" for char in plain)
     return name.strip("-_")[:64] or "model"
 
 
@@ -125,9 +151,9 @@ def _overlap(request: BuildRequest) -> Window | None:
 
 
 def _judge_full(full_file: bytes, data: Dataset, declaration: Declaration) -> list[str]:
-    """Refuse a full model that guesses; say so where it is only weak."""
+    """Refuse a full model that guesses, and say how good it is."""
     if data.y is None:
-        return []
+        return ["no calibration labels: what is certified is agreement with the full model, right or wrong"]
     answers = full_labels(full_file, received(data.x, declaration.preprocess, declaration.wire))
     accuracy = float(np.mean(answers == data.y))
     guessing = float(np.bincount(data.y).max() / len(data.y))

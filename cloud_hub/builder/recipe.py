@@ -1,10 +1,10 @@
-"""What the recipes of shipped models share: train both networks, compare them, write the bundle.
+"""What the recipes of shipped models share: train both networks, compare them, certify, write the bundle.
 
     python models/NAME/recipe.py [--out DIR] [--seeds N] [--json FILE]
 
 The bundle is always that of the first seed; more seeds only fill the table. Test data is looked at for the
-table and for nothing else: quantisation reads training data, temperatures and thresholds read calibration
-data.
+table and the card and for nothing else: quantisation reads training data, thresholds and certificates read
+calibration data. From the trained networks on it is `cloud-hub build`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cloud_hub.builder.assemble import FULL_MODEL, Declaration
+from cloud_hub.builder.adopt import adopt
+from cloud_hub.builder.assemble import FULL_MODEL, Declaration, cut_network
+from cloud_hub.builder.build import Built, complete
+from cloud_hub.builder.data import Dataset, Parts
+from cloud_hub.builder.edge_network import REPRESENTATIVE, EdgeNetwork, litert_of
 from cloud_hub.builder.export import export_full, export_staged
-from cloud_hub.builder.naive import BuildReport, Calibration, build_naive_bundle
 from cloud_hub.builder.network import Network
+from cloud_hub.builder.prepare import Prepared
+from cloud_hub.builder.request import BuildRequest, make_request
+from cloud_hub.builder.splits import split_parts
+from cloud_hub.builder.summary import print_summary
 from cloud_hub.builder.training import Augment, Distillation, Schedule, predict, train_edge, train_full
 from edge_cascade.manifest import Preprocess, Window, Wire
 from edge_cascade.preprocess import normalise
@@ -33,8 +40,6 @@ from edge_cascade.tensors import through_wire
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
-
-_REPRESENTATIVE = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,11 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
-class Splits:
-    """Three sets that share no group: machine, writer or whatever the recipe splits by."""
+class Sets:
+    """Three sets that share no group: machine, writer or whatever the recipe divides by.
+
+    Calibration samples are independent of each other, which is what its certificate counts.
+    """
 
     train: Samples
     calibration: Samples
@@ -67,8 +75,10 @@ class Recipe:
     distillation: Distillation
     wire: Wire
     window: Window | None
-    load: Callable[[], Splits]
+    epsilon: float
+    load: Callable[[], Sets]
     augment: Augment | None = None
+    version: str = "1.0.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +94,29 @@ class Trained:
 
 
 def run(recipe: Recipe, out: Path, arguments: Sequence[str] | None = None) -> Path:
-    """The command of a recipe: train, print, write `bundle/` and `full.onnx` into `out` or `--out`.
+    """The command of a recipe: train, print, write `bundle/`, `full.onnx` and the card into `out` or `--out`.
 
     Returns the directory that was written into.
     """
     options = _parse(recipe, out, arguments)
     console = Console()
-    splits = recipe.load()
-    preprocess = _preprocess_of(splits.train.x)
-    runs = [train(recipe, splits, preprocess, seed=0)]
-    report = _build(recipe, splits, preprocess, runs[0], options.out)
-    console.print(_summary(report))
-    runs += [train(recipe, splits, preprocess, seed) for seed in range(1, options.seeds)]
+    sets = recipe.load()
+    preprocess = _preprocess_of(sets.train.x)
+    runs = [train(recipe, sets, preprocess, seed=0)]
+    built = _build(recipe, sets, preprocess, runs[0], options.out)
+    print_summary(built)
+    runs += [train(recipe, sets, preprocess, seed) for seed in range(1, options.seeds)]
     console.print(_table(recipe, runs))
     if options.json is not None:
-        options.json.write_text(json.dumps(_as_json(recipe, runs, report), indent=2) + "\n")
+        options.json.write_text(json.dumps(_as_json(recipe, runs, built), indent=2) + "\n")
     written: Path = options.out
     return written
 
 
-def train(recipe: Recipe, splits: Splits, preprocess: Preprocess, seed: int) -> Trained:
+def train(recipe: Recipe, sets: Sets, preprocess: Preprocess, seed: int) -> Trained:
     """Train the full model, then the device's network under it, and try both on the test data."""
     started = time.monotonic()
-    x, y = normalise(splits.train.x, preprocess), splits.train.y
+    x, y = normalise(sets.train.x, preprocess), sets.train.y
     full = train_full(
         recipe.full, x, y, schedule=replace(recipe.full_schedule, seed=seed), augment=recipe.augment
     )
@@ -119,37 +129,57 @@ def train(recipe: Recipe, splits: Splits, preprocess: Preprocess, seed: int) -> 
         teacher_logits=predict(recipe.full, full, x)[-1],
         augment=recipe.augment,
     )
-    received = np.stack([through_wire(sample, recipe.wire) for sample in splits.test.x])
+    received = np.stack([through_wire(sample, recipe.wire) for sample in sets.test.x])
     full_logits = predict(recipe.full, full, normalise(received, preprocess))[-1]
-    exit_logits = predict(recipe.edge, edge, normalise(splits.test.x, preprocess))
+    exit_logits = predict(recipe.edge, edge, normalise(sets.test.x, preprocess))
     return Trained(
         seed=seed,
         full=full,
         edge=edge,
-        full_accuracy=_accuracy(full_logits, splits.test.y),
-        exit_accuracy=tuple(_accuracy(logits, splits.test.y) for logits in exit_logits),
+        full_accuracy=_accuracy(full_logits, sets.test.y),
+        exit_accuracy=tuple(_accuracy(logits, sets.test.y) for logits in exit_logits),
         seconds=time.monotonic() - started,
     )
 
 
-def _build(
-    recipe: Recipe, splits: Splits, preprocess: Preprocess, trained: Trained, out: Path
-) -> BuildReport:
-    return build_naive_bundle(
-        export_staged(recipe.edge, trained.edge),
-        Declaration(
-            model=recipe.model,
-            labels=recipe.labels,
-            input_shape=recipe.edge.input_shape,
-            preprocess=preprocess,
-            wire=recipe.wire,
-            window=recipe.window,
-        ),
-        full=export_full(recipe.full, trained.full),
-        representative=splits.train.x[:_REPRESENTATIVE],
-        calibration=Calibration(splits.calibration.x, splits.calibration.y),
-        out=out,
+def _build(recipe: Recipe, sets: Sets, preprocess: Preprocess, trained: Trained, out: Path) -> Built:
+    declaration = Declaration(
+        model=recipe.model,
+        labels=recipe.labels,
+        input_shape=recipe.edge.input_shape,
+        preprocess=preprocess,
+        wire=recipe.wire,
+        window=recipe.window,
+        version=recipe.version,
     )
+    full = adopt(
+        export_full(recipe.full, trained.full), sample_shape=recipe.full.input_shape, role="full model"
+    )
+    parts = Parts(
+        **{
+            name: Dataset(part.x, part.y, names=recipe.labels)
+            for name, part in (
+                ("train", sets.train),
+                ("calibration", sets.calibration),
+                ("test", sets.test),
+            )
+        }
+    )
+    prepared = Prepared(declaration, full, full.to_bytes(), split_parts(parts), ())
+    staged = export_staged(recipe.edge, trained.edge)
+    cuts = cut_network(staged, prepared.splits.train.x[:REPRESENTATIVE], declaration)
+    made_by = {
+        "network": f"models/{recipe.model}/recipe.py",
+        "parameters": f"{staged.parameter_count:,}",
+        "training": f"{recipe.edge_schedule.epochs} epochs, distillation {recipe.distillation.share:g}",
+    }
+    network = EdgeNetwork(cuts.stages, made_by, litert_of(cuts))
+    return complete(_request(recipe, out), prepared, network, Console(stderr=True))
+
+
+def _request(recipe: Recipe, out: Path) -> BuildRequest:
+    inside = str(out / FULL_MODEL)
+    return make_request({"full": inside, "data": inside, "out": str(out), "epsilon": recipe.epsilon})
 
 
 def _parse(recipe: Recipe, out: Path, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -188,26 +218,8 @@ def _table(recipe: Recipe, runs: Sequence[Trained]) -> Table:
     return table
 
 
-def _summary(report: BuildReport) -> Table:
-    table = Table(
-        "plan", "score", "accuracy by rung", "upload", "accuracy", "full", title="on calibration data"
-    )
-    for plan in report.plans:
-        point = plan.points[plan.chosen]
-        table.add_row(
-            f"{plan.name} (default)" if plan.name == report.default_plan else plan.name,
-            plan.score,
-            " / ".join(f"{100 * value:.1f}" for value in report.rung_accuracy[plan.name]),
-            f"{100 * point.upload_share:.1f} %",
-            f"{100 * point.accuracy:.2f}",
-            f"{100 * report.full_accuracy:.2f}",
-        )
-    table.caption = f"{report.directory}: {report.bundle_id}"
-    return table
-
-
-def _as_json(recipe: Recipe, runs: Sequence[Trained], report: BuildReport) -> dict[str, Any]:
-    points = {plan.name: plan.points[plan.chosen] for plan in report.plans}
+def _as_json(recipe: Recipe, runs: Sequence[Trained], built: Built) -> dict[str, Any]:
+    seen = built.card.evaluation
     return {
         "model": recipe.model,
         "parameters": {"edge": recipe.edge.parameter_count, "full": recipe.full.parameter_count},
@@ -221,15 +233,13 @@ def _as_json(recipe: Recipe, runs: Sequence[Trained], report: BuildReport) -> di
             }
             for one in runs
         ],
-        "bundle_id": report.bundle_id,
-        "full_model_bytes": (report.directory.parent / FULL_MODEL).stat().st_size,
-        "default_plan": report.default_plan,
-        "calibration": {
-            "full": report.full_accuracy,
-            "rungs": {name: list(values) for name, values in report.rung_accuracy.items()},
-            "chosen": {
-                name: {"upload_share": point.upload_share, "accuracy": point.accuracy}
-                for name, point in points.items()
-            },
+        "bundle_id": built.bundle_id,
+        "full_model_bytes": (built.out / FULL_MODEL).stat().st_size,
+        "plan": seen.plan,
+        "test": {
+            "full": seen.full_accuracy,
+            "edge": seen.edge_accuracy,
+            "cascade": seen.cascade_accuracy,
+            "upload_share": seen.upload_share,
         },
     }

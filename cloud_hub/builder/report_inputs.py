@@ -14,7 +14,7 @@ import numpy as np
 from cloud_hub.builder.assemble import FULL_MODEL
 from cloud_hub.builder.collect import StageRuns, full_labels, received, stages_of_bundle
 from cloud_hub.builder.data import Dataset, Parts, fit_parts, label_names
-from cloud_hub.builder.load import load_dataset
+from cloud_hub.builder.load import Keys, load_dataset
 from cloud_hub.builder.outcomes import Labels, Outcomes
 from cloud_hub.builder.traffic import PlanRun
 from cloud_hub.errors import BuildError
@@ -84,15 +84,17 @@ class Inputs:
         return Outcomes(heads, self.full_labels, self.data.y, self.data.groups)
 
 
-def read_inputs(bundle: str, data: Path, full: Path | None) -> Inputs:
+def read_inputs(bundle: str, data: Path, full: Path | None, keys: Keys | None = None) -> Inputs:
     """Read a bundle, samples and the full model (by default the one beside the bundle), and run the last.
+
+    `keys` are what the data's arrays are called.
 
     Raises:
         BuildError, BundleError, BackendError: in one line, for what cannot be read or run.
     """
     directory = find_bundle(bundle)
     found = load_bundle(directory)
-    samples = load_samples(data, found.graph)
+    samples = load_samples(data, found.graph, keys)
     model = read_full_model(full or directory.parent / FULL_MODEL, found.graph)
     given = received(samples.x, found.graph.preprocess, found.graph.wire)
     return Inputs(found, samples, full_labels(model, given), StageRuns(stages_of_bundle(found), given))
@@ -120,13 +122,13 @@ def read_full_model(path: Path, graph: GraphManifest) -> bytes:
     return model
 
 
-def load_samples(path: Path, graph: GraphManifest) -> Dataset:
+def load_samples(path: Path, graph: GraphManifest, keys: Keys | None = None) -> Dataset:
     """Samples in the bundle's shape, their labels in the order of the bundle's.
 
     Raises:
         BuildError: in one line, for data that the bundle cannot be held against.
     """
-    data = load_dataset(path)
+    data = load_dataset(path, keys=keys)
     if not len(data):
         raise BuildError(f"{path}: holds no samples")
     network_shape = graph.preprocess.network_shape(graph.input_shape)

@@ -19,7 +19,7 @@ def print_evaluation(seen: Evaluation, console: Console | None = None) -> None:
         f"{escape(seen.model)} {seen.bundle_id[:12]}, plan {escape(seen.plan)}, point {seen.point}"
         f"{_certified(seen)}; {seen.samples:,} samples, against {_reference(seen)}"
     )
-    answers = _table("", "answers", f"{measure} there", f"{measure} alone", "multiply-adds")
+    answers = _table("", "answers", f"{measure}\nthere", f"{measure}\nalone", "multiply-adds")
     for rung in seen.rungs:
         there = "-" if rung.answered_accuracy is None else _percent(rung.answered_accuracy)
         answers.add_row(
@@ -41,7 +41,7 @@ def print_evaluation(seen: Evaluation, console: Console | None = None) -> None:
     console.print(answers)
 
     uplink = seen.uplink
-    sent = _table("uplink, bytes a sample", "up, MQTT", "up, TCP/IP", "down, MQTT", "saved by the cascade")
+    sent = _table("uplink, bytes a sample", "up, MQTT", "up, TCP/IP", "down, MQTT", "saved by\nthe cascade")
     names: dict[Way, str] = {
         "cascade": "cascade",
         "all_deflated": "every sample, deflated in the same batches",

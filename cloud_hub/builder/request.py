@@ -5,9 +5,11 @@ A recipe is a TOML file with these very keys. Paths in it start at the recipe's 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -24,12 +26,16 @@ Positive = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 PlanName = Literal["int8", "int8-fp32", "fp32"]
 Size = Literal["auto", "small", "medium", "large"]
+Encoding = Literal["auto", "float32", "int8", "uint8"]
 
 _PATHS: Final = ("full", "data", "edge", "out", "profile", "rebase")
-_EXAMPLES: Final = {
-    "full": ', e.g. full = "full.onnx"',
-    "data": ', e.g. data = "data.npz"',
-    "out": ', e.g. out = "bundle"',
+_REQUIRED: Final = ("full", "data", "out")
+_ALLOWED: Final = {
+    "plans": ", ".join(get_args(PlanName)),
+    "size": ", ".join(get_args(Size)),
+    "encoding": ", ".join(get_args(Encoding)),
+    "layout": ", ".join(get_args(Layout)),
+    "model": "1 to 64 letters, digits, '-' or '_'",
 }
 
 
@@ -64,7 +70,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     mean: Annotated[tuple[float, ...], Meta(min_length=1)] = (0.0,)
     std: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (1.0,)
     layout: Layout = "channels_first"
-    encoding: Literal["auto", "float32", "int8", "uint8"] = "auto"
+    encoding: Encoding = "auto"
     wire_scale: Positive | None = None
     window: Count | None = None
     hop: Count | None = None
@@ -97,7 +103,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any]) -> BuildRequest:
         BuildError: in one line, naming the key.
     """
     try:
-        recipe, _ = read_settings(path, {}, _Partial, prefix="", examples=_EXAMPLES)
+        recipe, _ = read_settings(path, {}, _Partial, prefix="", examples={})
     except SettingsError as error:
         raise BuildError(str(error)) from error
     document = {
@@ -115,20 +121,39 @@ def make_request(values: Mapping[str, Any], *, where: str = "build") -> BuildReq
     Raises:
         BuildError: in one line, naming the key and what is allowed.
     """
-    missing = [name for name in ("full", "data", "out") if name not in values]
+    missing = [name for name in _REQUIRED if name not in values]
     if missing:
-        raise BuildError(f"{where}: {missing[0]} is missing{_EXAMPLES[missing[0]]}")
+        raise BuildError(f"{where}: {missing[0]} is missing: give --{missing[0]}, or the key in a recipe")
     try:
         request = msgspec.convert(dict(values), BuildRequest)
     except msgspec.ValidationError as error:
-        raise BuildError(f"{where}: {_explained(error)}") from error
+        # A recipe's own values were checked when it was read.
+        raise BuildError(f"build: {_explained(error, values)}") from error
+    _check_values(request, where)
     _check(request, where)
     return request
 
 
-def _explained(error: msgspec.ValidationError) -> str:
+def _explained(error: msgspec.ValidationError, values: Mapping[str, Any]) -> str:
+    """What msgspec says, in our words: the key, its value, what is allowed."""
     what, _, place = str(error).rpartition(" - at `$.")
-    return f"{place.removesuffix('`')}: {what}" if what else str(error)
+    key = re.split(r"[.\[`]", place)[0]
+    if not what or key not in values:
+        return " ".join(str(error).replace("`", "").split())
+    allowed = _ALLOWED.get(key)
+    reason = f"allowed: {allowed}" if allowed else what.replace("`", "").lower()
+    return f"{key} = {repr(values[key])[:60]}: {' '.join(reason.split())}"
+
+
+def _check_values(request: BuildRequest, where: str) -> None:
+    """What the types let through and nobody means."""
+    for key in request.__struct_fields__:
+        value = getattr(request, key)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise BuildError(f"{where}: {key} = {one}: give a finite number")
+            if isinstance(one, str) and "\0" in one:
+                raise BuildError(f"{where}: {key} holds a zero byte")
 
 
 def _check(request: BuildRequest, where: str) -> None:
@@ -138,6 +163,8 @@ def _check(request: BuildRequest, where: str) -> None:
         raise BuildError(f"{where}: hop = {request.hop}: 1 to the window's {request.window}")
     if len(set(request.plans)) != len(request.plans):
         raise BuildError(f"{where}: plans names one twice")
+    if request.wire_scale is not None and request.encoding == "float32":
+        raise BuildError(f"{where}: wire_scale is a step of int8 or uint8, and encoding is float32")
     if request.rebase is not None and request.edge is not None:
         raise BuildError(f"{where}: rebase keeps the bundle's own edge network: leave edge out")
     if request.edge is None and request.cuts:

@@ -32,7 +32,7 @@ Method = Literal["binomial", "betting"]
 # fraction 1 - risk / epsilon, so an even grid is near the best one wherever the test has a chance.
 _BETS: Final = np.arange(1, 21) / 20.0
 
-_BISECTIONS: Final = 40
+_BISECTIONS: Final = 26
 
 
 @dataclass(frozen=True, slots=True)

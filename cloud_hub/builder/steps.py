@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
+from cloud_hub.errors import BuildError
 from edge_cascade.durable import write_durably
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -60,11 +61,18 @@ class Checkpoint:
         self._path = path
 
     def save(self, arrays: Mapping[str, NDArray[np.generic]], state: Mapping[str, Any]) -> None:
-        """Replace what is kept."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        """Replace what is kept.
+
+        Raises:
+            BuildError: when the disk is full, or cannot be written.
+        """
         # np.asarray, because ascontiguousarray turns a scalar into a vector.
         content = {name: np.array(np.asarray(array), order="C") for name, array in arrays.items()}
-        write_durably(self._path, save_safetensors(content, {_STATE: json.dumps(state)}))
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(self._path, save_safetensors(content, {_STATE: json.dumps(state)}))
+        except OSError as error:
+            raise BuildError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
     def load(self) -> tuple[Arrays, dict[str, Any]] | None:
         """What is kept; None where nothing is, or nothing that can be read."""

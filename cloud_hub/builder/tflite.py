@@ -23,6 +23,7 @@ from cloud_hub.builder.stages import CutStage
 from cloud_hub.builder.tflite_head import add_head
 from cloud_hub.builder.tflite_layout import Layout, Placement, Value
 from cloud_hub.builder.tflite_nodes import NodeWriter
+from cloud_hub.builder.tflite_source import Source
 from cloud_hub.builder.tflite_writer import TfliteGraph
 from cloud_hub.errors import BuildError
 from edge_cascade.errors import BundleError
@@ -57,7 +58,7 @@ def write_stage(cut: CutStage, staged: StagedGraph, index: int) -> bytes:
     placement = Placement(graph)
     given = _given(graph, staged.input_shape_of(index), is_sample=index == 0)
     temperature = graph.value(STAGE_TEMPERATURE, (1,))
-    values = NodeWriter(graph, placement, source).write({STAGE_INPUT: given})
+    values = NodeWriter(graph, placement, Source(source)).write({STAGE_INPUT: given})
 
     logits = placement.as_first(placement.as_float(values[LOGITS]))
     ends = [add_head(graph, logits.tensor, temperature, staged.classes)]

@@ -120,6 +120,8 @@ class Constants:
             self._known[name] = Constant(name, _constant_of(node))
         elif node.op_type == "DequantizeLinear" and node.input[0] in self._known:
             self._known[name] = self._dequantised(node)
+        elif node.op_type == "QuantizeLinear" and node.input[0] in self._known:
+            self._known[name] = self._stored(node)
         elif node.op_type == "Identity" and node.input[0] in self._known:
             self._known[name] = self._known[node.input[0]]
         else:
@@ -130,6 +132,15 @@ class Constants:
         scale = self[node.input[1]].real
         zero_point = self[node.input[2]].real if len(node.input) > 2 else np.zeros(scale.shape, np.uint8)
         return scale.reshape(-1), zero_point.reshape(-1)
+
+    def _stored(self, node: onnx.NodeProto) -> Constant:
+        """What a QuantizeLinear makes of a constant: the integers, half to even (ONNX, QuantizeLinear)."""
+        scale, zero_point = self._scales(node)
+        if scale.size != 1:
+            raise BuildError(f"LiteRT: {node.op_type} ({node.name!r}) of a constant has a scale per channel")
+        steps = np.rint(self._known[node.input[0]].real / scale) + zero_point.astype(np.float64)
+        limits = np.iinfo(zero_point.dtype)
+        return Constant(node.output[0], np.clip(steps, limits.min, limits.max).astype(zero_point.dtype))
 
     def _dequantised(self, node: onnx.NodeProto) -> Constant:
         stored = self._known[node.input[0]].real

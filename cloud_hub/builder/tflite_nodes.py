@@ -7,30 +7,30 @@ to one QuantizeLinear and nowhere else. Everything else is float, between a dequ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import onnx
 
-from cloud_hub.builder.tflite_constants import Constant, Constants
+from cloud_hub.builder.tflite_constants import Constant
 from cloud_hub.builder.tflite_layout import (
     Layout,
     Placement,
-    Shape,
     Value,
     as_last_constant,
     flat_order,
     version_of,
 )
+from cloud_hub.builder.tflite_source import Source, attributes_of, refusal
 from cloud_hub.builder.tflite_windows import Kernel, Window, add_average_pool, add_conv, add_max_pool
 from cloud_hub.builder.tflite_writer import Quantised, TfliteGraph
 from cloud_hub.errors import BuildError
-from edge_cascade.tflite_schema import ACTIVATION_NONE, ACTIVATION_RELU, ACTIVATION_RELU6
+from edge_cascade.tflite_schema import ACTIVATION_RELU, ACTIVATION_RELU6
 
 _UNARY = {"Sigmoid": "LOGISTIC", "Tanh": "TANH", "HardSwish": "HARD_SWISH"}
 _BINARY = {"Add": "ADD", "Sub": "SUB", "Mul": "MUL", "Div": "DIV"}
 _QUANTISED_BINARY = {"ADD", "MUL"}
 _RELUS = {ACTIVATION_RELU: "RELU", ACTIVATION_RELU6: "RELU6"}
+_USUAL_GEMM = {"transA": 0, "alpha": 1.0, "beta": 1.0}
 _PER_CHANNEL_DENSE = 12
 """The version of FULLY_CONNECTED that reads a scale per output; older runtimes refuse it."""
 
@@ -38,14 +38,10 @@ _PER_CHANNEL_DENSE = 12
 class NodeWriter:
     """Writes the nodes of one stage, one method an operator."""
 
-    def __init__(self, graph: TfliteGraph, placement: Placement, source: onnx.GraphProto) -> None:
+    def __init__(self, graph: TfliteGraph, placement: Placement, source: Source) -> None:
         self._graph = graph
         self._placement = placement
         self._source = source
-        self._kept = frozenset(value.name for value in source.output)
-        self._constants = Constants(source)
-        self._shapes = _shapes_of(source)
-        self._readers = _readers_of(source)
         self._values: dict[str, Value] = {}
         self._fused: set[str] = set()
         self._writers: dict[str, Callable[[onnx.NodeProto], None]] = {
@@ -80,8 +76,8 @@ class NodeWriter:
             BuildError: naming the first node that cannot be written.
         """
         self._values = dict(given)
-        for node in self._source.node:
-            if self._constants.takes(node) or node.output[0] in self._fused:
+        for node in self._source.nodes:
+            if self._source.constants.takes(node) or node.output[0] in self._fused:
                 continue
             writer = self._writers.get(node.op_type)
             if writer is None:
@@ -94,51 +90,39 @@ class NodeWriter:
     def _conv(self, node: onnx.NodeProto) -> None:
         activation, name = self._fuse(node)
         value = self._placement.as_last(self._value(node.input[0]))
-        weight, bias = self._parameters(node)
+        weight, bias = self._source.parameters(node)
         value, target = self._for_kernel(value, name, weight)
-        window = Window.of(node, value.shape, weight.real.shape[2:])
-        made = self._placement.make(name, self._shape(name), Layout.LAST, target)
-        groups = int(_attributes(node).get("group", 1))
-        add_conv(
-            self._graph,
-            value,
-            Kernel(weight, bias, groups),
-            window,
-            made,
-            activation=activation,
-        )
+        made = self._placement.make(name, self._source.shape(name), Layout.LAST, target)
+        window = Window.of(node, value.shape, made.shape, weight.real.shape[2:])
+        groups = int(attributes_of(node).get("group", 1))
+        kernel = Kernel(weight, bias, groups)
+        add_conv(self._graph, value, kernel, window, made, activation=activation)
         self._values[name] = made
 
     def _gemm(self, node: onnx.NodeProto) -> None:
-        attributes = _attributes(node)
-        if (
-            attributes.get("transA", 0)
-            or attributes.get("alpha", 1.0) != 1.0
-            or attributes.get("beta", 1.0) != 1.0
-        ):
-            raise self._refusal(node, "transA, alpha or beta other than their defaults")
-        weight, bias = self._parameters(node)
+        attributes = attributes_of(node)
+        if any(attributes.get(name, usual) != usual for name, usual in _USUAL_GEMM.items()):
+            raise refusal(node, "transA, alpha or beta other than their defaults")
+        weight, bias = self._source.parameters(node)
         self._dense(node, weight if attributes.get("transB", 0) else weight.transposed(), bias)
 
     def _matmul(self, node: onnx.NodeProto) -> None:
-        weight, _ = self._parameters(node)
+        weight, _ = self._source.parameters(node)
         if weight.real.ndim != 2:
-            raise self._refusal(node, "weights that are no matrix")
+            raise refusal(node, "weights that are no matrix")
         self._dense(node, weight.transposed(), None)
 
     def _dense(self, node: onnx.NodeProto, weight: Constant, bias: Constant | None) -> None:
         activation, name = self._fuse(node)
         value = self._value(node.input[0])
         if len(value.shape) != 2:
-            raise self._refusal(node, f"an input of shape {value.shape}")
+            raise refusal(node, f"an input of shape {value.shape}")
         if value.layout is Layout.FLAT_LAST:
             weight = weight.taken(flat_order(value.flattened))
         value, target = self._for_kernel(value, name, weight)
-        made = self._placement.make(name, self._shape(name), quantised=target)
+        made = self._placement.make(name, self._source.shape(name), quantised=target)
         outputs = weight.real.shape[0]
-        biases = (
-            Constant("no_bias", np.zeros(outputs, np.float32)) if bias is None else bias.reshaped((outputs,))
-        )
+        biases = (bias or Constant("no_bias", np.zeros(1, np.float32))).reshaped((outputs,))
         inputs = [
             value.tensor,
             weight.add_to(self._graph, quantised=target is not None),
@@ -153,28 +137,33 @@ class NodeWriter:
     def _max_pool(self, node: onnx.NodeProto) -> None:
         value = self._placement.as_last(self._value(node.input[0]))
         if len([name for name in node.output if name]) > 1:
-            raise self._refusal(node, "a second output")
-        made = self._placement.make(node.output[0], self._shape(node.output[0]), Layout.LAST, value.quantised)
-        add_max_pool(self._graph, value, Window.of(node, value.shape), made)
+            raise refusal(node, "a second output")
+        made = self._pooled(node, value)
+        add_max_pool(self._graph, value, Window.of(node, value.shape, made.shape), made)
         self._values[node.output[0]] = made
 
     def _global_max_pool(self, node: onnx.NodeProto) -> None:
         value = self._placement.as_last(self._value(node.input[0]))
-        made = self._placement.make(node.output[0], self._shape(node.output[0]), Layout.LAST, value.quantised)
+        made = self._pooled(node, value)
         add_max_pool(self._graph, value, Window.whole(value.shape), made)
         self._values[node.output[0]] = made
 
     def _average_pool(self, node: onnx.NodeProto) -> None:
         # In int8 the kernel keeps its input's scale; the QuantizeLinear that follows stores it anew.
         value = self._placement.as_last(self._value(node.input[0]))
-        if self._target(node.output[0]) is None:
+        if self._source.target(node.output[0]) is None:
             value = self._placement.as_float(value)
-        made = self._placement.make(node.output[0], self._shape(node.output[0]), Layout.LAST, value.quantised)
-        counts_padding = bool(_attributes(node).get("count_include_pad", 0))
+        made = self._pooled(node, value)
+        counts_padding = bool(attributes_of(node).get("count_include_pad", 0))
         add_average_pool(
-            self._graph, value, Window.of(node, value.shape), made, counts_padding=counts_padding
+            self._graph, value, Window.of(node, value.shape, made.shape), made, counts_padding=counts_padding
         )
         self._values[node.output[0]] = made
+
+    def _pooled(self, node: onnx.NodeProto, value: Value) -> Value:
+        """What a pool fills: stored as its input is."""
+        name = node.output[0]
+        return self._placement.make(name, self._source.shape(name), Layout.LAST, value.quantised)
 
     def _mean(self, node: onnx.NodeProto) -> None:
         name, value = node.output[0], self._value(node.input[0])
@@ -186,24 +175,24 @@ class NodeWriter:
         self._graph.add(
             "MEAN", [value.tensor, axes], [pooled.tensor], {"keep_dims": True}, version=version_of(pooled)
         )
-        self._values[name] = self._placement.reshaped(pooled, self._shape(name))
+        self._values[name] = self._placement.reshaped(pooled, self._source.shape(name))
 
     def _check_mean(self, node: onnx.NodeProto, value: Value) -> None:
         if node.op_type != "ReduceMean":
             return
-        axes = _attributes(node).get("axes")
+        axes = attributes_of(node).get("axes")
         if axes is None and len(node.input) > 1:
-            axes = self._constants[node.input[1]].real.tolist()
+            axes = self._source.constants[node.input[1]].real.tolist()
         rank = len(value.shape)
         if axes is None or sorted(int(axis) % rank for axis in axes) != list(range(2, rank)) or rank < 3:
-            raise self._refusal(node, "axes that are not the places behind the channels")
+            raise refusal(node, "axes that are not the places behind the channels")
 
     # --- elementwise
 
     def _relu(self, node: onnx.NodeProto) -> None:
-        activation = self._activation_of(node)
+        activation = self._source.activation_of(node)
         if activation is None:
-            raise self._refusal(node, "limits other than 0 and 6")
+            raise refusal(node, "limits other than 0 and 6")
         name = node.output[0]
         value, target = self._for_kernel(self._value(node.input[0]), name)
         self._elementwise(_RELUS[activation], value, name, target)
@@ -214,7 +203,7 @@ class NodeWriter:
 
     def _leaky_relu(self, node: onnx.NodeProto) -> None:
         value = self._placement.as_float(self._value(node.input[0]))
-        alpha = float(_attributes(node).get("alpha", 0.01))
+        alpha = float(attributes_of(node).get("alpha", 0.01))
         self._elementwise("LEAKY_RELU", value, node.output[0], None, {"alpha": alpha})
 
     def _elementwise(
@@ -232,8 +221,8 @@ class NodeWriter:
     def _binary(self, node: onnx.NodeProto) -> None:
         op = _BINARY[node.op_type]
         activation, name = self._fuse(node)
-        target = self._target(name) if op in _QUANTISED_BINARY else None
-        rank = len(self._shape(name))
+        target = self._source.target(name) if op in _QUANTISED_BINARY else None
+        rank = len(self._source.shape(name))
         known = [self._values[each] for each in node.input if each in self._values]
         is_last = all(len(value.shape) == rank for value in known) and any(
             value.layout is Layout.LAST for value in known
@@ -244,7 +233,7 @@ class NodeWriter:
             self._operand(each, rank, is_last=is_last, in_int8=target is not None) for each in node.input
         ]
         layout = Layout.LAST if is_last else Layout.FIRST
-        made = self._placement.make(name, self._shape(name), layout, target)
+        made = self._placement.make(name, self._source.shape(name), layout, target)
         self._graph.add(op, tensors, [made.tensor], {"activation": activation}, version=version_of(made))
         self._values[name] = made
 
@@ -253,15 +242,15 @@ class NodeWriter:
             value = self._values[name] if in_int8 else self._placement.as_float(self._values[name])
             placed = self._placement.as_last(value) if is_last else self._placement.as_first(value)
             return placed.tensor
-        constant = self._constants[name]
+        constant = self._source.constants[name]
         if is_last:
             constant = constant.mapped(lambda array: as_last_constant(array, rank))
         return constant.add_to(self._graph, quantised=in_int8)
 
     def _batch_norm(self, node: onnx.NodeProto) -> None:
         value = self._placement.as_float(self._value(node.input[0]))
-        gamma, beta, mean, variance = (self._constants[name].real for name in node.input[1:5])
-        factor = gamma / np.sqrt(variance + float(_attributes(node).get("epsilon", 1e-5)))
+        gamma, beta, mean, variance = (self._source.constants[name].real for name in node.input[1:5])
+        factor = gamma / np.sqrt(variance + float(attributes_of(node).get("epsilon", 1e-5)))
         rank = len(value.shape)
         value = self._placement.as_last(value) if rank > 2 else self._placement.as_first(value)
         for op, numbers in (("MUL", factor), ("ADD", beta - mean * factor)):
@@ -274,26 +263,26 @@ class NodeWriter:
     def _softmax(self, node: onnx.NodeProto) -> None:
         value = self._placement.as_first(self._placement.as_float(self._value(node.input[0])))
         rank = len(value.shape)
-        if int(_attributes(node).get("axis", -1)) % rank != rank - 1:
-            raise self._refusal(node, "an axis that is not the last")
+        if int(attributes_of(node).get("axis", -1)) % rank != rank - 1:
+            raise refusal(node, "an axis that is not the last")
         self._elementwise("SOFTMAX", value, node.output[0], None, {"beta": 1.0})
 
     # --- shapes
 
     def _reshape(self, node: onnx.NodeProto) -> None:
         name = node.output[0]
-        self._values[name] = self._placement.reshaped(self._value(node.input[0]), self._shape(name))
+        self._values[name] = self._placement.reshaped(self._value(node.input[0]), self._source.shape(name))
 
     def _transpose(self, node: onnx.NodeProto) -> None:
         value = self._placement.as_first(self._value(node.input[0]))
-        order = _attributes(node).get("perm", range(len(value.shape))[::-1])
+        order = attributes_of(node).get("perm", range(len(value.shape))[::-1])
         self._values[node.output[0]] = self._placement.transposed(value, tuple(int(axis) for axis in order))
 
     def _concat(self, node: onnx.NodeProto) -> None:
         name = node.output[0]
-        shape = self._shape(name)
-        axis = int(_attributes(node)["axis"]) % len(shape)
-        target = self._target(name)
+        shape = self._source.shape(name)
+        axis = int(attributes_of(node)["axis"]) % len(shape)
+        target = self._source.target(name)
         values = [self._value(each) for each in node.input]
         if target is None or any(value.quantised is None for value in values):
             target = None
@@ -316,102 +305,35 @@ class NodeWriter:
 
     def _quantise(self, node: onnx.NodeProto) -> None:
         value = self._value(node.input[0])
-        self._values[node.output[0]] = self._placement.as_quantised(value, self._constants.quantised_of(node))
+        self._values[node.output[0]] = self._placement.as_quantised(
+            value, self._source.constants.quantised_of(node)
+        )
 
     def _pass_on(self, node: onnx.NodeProto) -> None:
         # A value holds a real number whichever way it is stored: to dequantise it is to do nothing yet.
         self._values[node.output[0]] = self._value(node.input[0])
 
-    def _target(self, name: str) -> Quantised | None:
-        """How the one QuantizeLinear that reads a value stores it; None where anything else reads it."""
-        readers = self._readers.get(name, [])
-        if name in self._kept or len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
-            return None
-        return self._constants.quantised_of(readers[0])
-
     def _for_kernel(
         self, value: Value, name: str, weight: Constant | None = None
     ) -> tuple[Value, Quantised | None]:
         """The input as the kernel takes it, and how it stores its output: both int8 or both float."""
-        target = self._target(name)
+        target = self._source.target(name)
         if target is None or value.quantised is None or (weight is not None and not weight.is_kernel_int8):
             return self._placement.as_float(value), None
         return value, target
 
     def _quantised_of(self, name: str) -> Quantised | None:
-        return self._values[name].quantised if name in self._values else self._constants[name].quantised
-
-    # --- what is known of the ONNX graph
+        return (
+            self._values[name].quantised if name in self._values else self._source.constants[name].quantised
+        )
 
     def _value(self, name: str) -> Value:
         if name not in self._values:
             raise BuildError(f"LiteRT: the value {name!r} is a constant where only data can be written")
         return self._values[name]
 
-    def _shape(self, name: str) -> Shape:
-        if name not in self._shapes:
-            raise BuildError(f"LiteRT: the shape of {name!r} depends on more than the input's shape")
-        return self._shapes[name]
-
-    def _parameters(self, node: onnx.NodeProto) -> tuple[Constant, Constant | None]:
-        for name in node.input[1:]:
-            if name and name not in self._constants:
-                raise self._refusal(node, f"weights that are computed ({name!r})")
-        has_bias = len(node.input) > 2 and node.input[2]
-        return self._constants[node.input[1]], self._constants[node.input[2]] if has_bias else None
-
     def _fuse(self, node: onnx.NodeProto) -> tuple[int, str]:
-        """The activation that directly follows a node and can become part of it, and the resulting value."""
-        name = node.output[0]
-        readers = self._readers.get(name, [])
-        if name in self._kept or len(readers) != 1:
-            return ACTIVATION_NONE, name
-        activation = self._activation_of(readers[0])
-        if activation is None:
-            return ACTIVATION_NONE, name
-        self._fused.add(readers[0].output[0])
-        return activation, readers[0].output[0]
-
-    def _activation_of(self, node: onnx.NodeProto) -> int | None:
-        if node.op_type == "Relu":
-            return ACTIVATION_RELU
-        if node.op_type != "Clip":
-            return None
-        attributes = _attributes(node)
-        low, high = attributes.get("min", -np.inf), attributes.get("max", np.inf)
-        for position, name in enumerate(node.input[1:]):
-            if name and name not in self._constants:
-                return None
-            if name:
-                low, high = (
-                    (float(self._constants[name].real), high)
-                    if position == 0
-                    else (low, float(self._constants[name].real))
-                )
-        if low != 0.0 or high not in {6.0, np.inf}:
-            return None
-        return ACTIVATION_RELU6 if high == 6.0 else ACTIVATION_RELU
-
-    def _refusal(self, node: onnx.NodeProto, what: str) -> BuildError:
-        return BuildError(f"LiteRT: {node.op_type} ({node.name!r}) with {what} cannot be written")
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-
-
-def _readers_of(source: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in source.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    return readers
-
-
-def _shapes_of(source: onnx.GraphProto) -> dict[str, Shape]:
-    shapes = {}
-    for value in (*source.input, *source.value_info, *source.output):
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            shapes[value.name] = tuple(int(dim.dim_value) for dim in dims)
-    return shapes
+        activation, name = self._source.fused(node)
+        if name != node.output[0]:
+            self._fused.add(name)
+        return activation, name

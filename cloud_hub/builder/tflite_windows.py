@@ -32,13 +32,17 @@ class Window:
     end: Pair
     over: Pair
     """Height and width of what it slides over."""
+    hangs_over: bool = False
+    """Whether the pads at the end are more than ONNX has, for a number of outputs that is rounded up."""
 
     @classmethod
-    def of(cls, node: onnx.NodeProto, shape: Shape, kernel: Shape | None = None) -> Self:
-        """The window of a node over a value of that ONNX shape; `kernel` where weights imply it.
+    def of(cls, node: onnx.NodeProto, shape: Shape, made: Shape, kernel: Shape | None = None) -> Self:
+        """The window of a node from an ONNX shape to another; `kernel` where weights imply it.
+
+        Where the number of outputs is rounded up the last window hangs over: that much is padded more.
 
         Raises:
-            BuildError: where outputs are rounded up, which no padding expresses.
+            BuildError: when it hangs over altogether.
         """
         given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         over = shape[2:]
@@ -48,13 +52,18 @@ class Window:
         dilations = tuple(given.get("dilations", [1] * axes))
         spans = [(length - 1) * step + 1 for length, step in zip(size, dilations, strict=True)]
         pads = _pads_of(given, over, spans, strides)
+        overhang = [0] * axes
         for place in range(axes):
-            room = over[place] + pads[place] + pads[axes + place] - spans[place]
-            if given.get("ceil_mode", 0) and room % strides[place]:
+            start = (made[2 + place] - 1) * strides[place]
+            # Shape inference and runtimes differ in whether a window wholly in the pads counts.
+            if given.get("ceil_mode", 0) and start >= over[place] + pads[place]:
                 raise BuildError(f"LiteRT: {node.op_type} ({node.name!r}) with ceil_mode cannot be written")
+            reached = start + spans[place]
+            overhang[place] = max(reached - over[place] - pads[place] - pads[axes + place], 0)
+            pads[axes + place] += overhang[place]
         return cls(
             _pair(size, 1), _pair(strides, 1), _pair(dilations, 1),
-            _pair(pads[:axes], 0), _pair(pads[axes:], 0), _pair(over, 1),
+            _pair(pads[:axes], 0), _pair(pads[axes:], 0), _pair(over, 1), any(overhang),
         )  # fmt: skip
 
     @classmethod
@@ -149,6 +158,8 @@ def add_average_pool(
 ) -> None:
     """Append a mean over windows, of what is really there, or of pads as zeros too."""
     padding = window.padding
+    if counts_padding and window.hangs_over:
+        raise BuildError("LiteRT: an AveragePool with ceil_mode that counts its pads cannot be written")
     if padding is None and not counts_padding:
         raise BuildError(f"LiteRT: an AveragePool with pads {window.begin} {window.end} cannot be written")
     if padding != PADDING_VALID and counts_padding:

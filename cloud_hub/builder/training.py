@@ -94,6 +94,7 @@ def train_edge(
     teacher_logits: Floats,
     augment: Augment | None = None,
     checkpoint: Checkpoint | None = None,
+    title: str = "edge network",
 ) -> dict[str, Floats]:
     """Train all exits jointly on labels and on the full model's `(n, classes)` logits of the plain inputs."""
     import torch
@@ -113,7 +114,7 @@ def train_edge(
         return total
 
     _fit(
-        model, loss_of, x, y, schedule=schedule, augment=augment, checkpoint=checkpoint, title="edge network"
+        model, loss_of, x, y, schedule=schedule, augment=augment, checkpoint=checkpoint, title=title
     )
     return _parameters(model)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cloud_hub.builder.chain import ChoosePoint
 from cloud_hub.builder.outcomes import Outcomes
 from cloud_hub.builder.risk_test import GroupLosses, Losses, Method, SampleLosses, last_passed
-from cloud_hub.builder.track import Array, Marks, Track, risk_if_answered
+from cloud_hub.builder.track import Array, Marks, Track, risk_if_answered, upload_shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,17 @@ def measure(track: Track, if_answered: Marks, units: Units) -> Losses:
 
 
 def foresee(track: Track, if_answered: Marks | Array, own: Units, tested: Units) -> Losses:
-    """The losses to expect on `tested`, from samples like them whose units are `own`. For plans, no test."""
+    """The losses to expect on `tested`, from samples like them whose units are `own`. For plans, no test.
+
+    To the losses that were seen one more unit's is added, less where little is answered: the thresholds were
+    fitted to these samples, and where none of them was lost it does not follow that none will be.
+    """
+    answered = 1.0 - upload_shares(track)
     if tested.method == "binomial":
-        share = track.totals(if_answered, 0.0) / len(own.index)
+        share = (track.totals(if_answered, 0.0) + answered) / len(own.index)
         return SampleLosses(share * len(tested), len(tested))
     losses = track.totals_by_unit(if_answered, 0.0, own.index, len(own))
+    losses += np.outer(answered, own.sizes / len(own))
     return GroupLosses(losses, own.sizes, repeats=tested.full_size / own.full_size)
 
 

@@ -183,7 +183,7 @@ def _find_interpreter() -> Any:
                 probe.allocate_tensors()
                 probe.invoke()
         except Exception as error:  # noqa: BLE001 - a runtime that is half there fails in any way
-            problems.append(f"{name.partition('.')[0]}: {_first_line(error)}")
+            problems.append(f"{name.partition('.')[0]}: {_first_line(error.__cause__ or error)}")
         else:
             return interpreter_class
     raise BackendError(f"no LiteRT runtime works here ({'; '.join(problems)}); {_FIX}")
@@ -206,5 +206,5 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -20,13 +20,16 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, I
 from edge_cascade.bundle import StageModel
 from edge_cascade.errors import BackendError
 from edge_cascade.manifest import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
-from edge_cascade.onnx_file import inspect_model
+from edge_cascade.onnx_file import Limits, inspect_model
 from edge_cascade.scores import HEAD_WIDTH
 
 Array = NDArray[np.float32]
 
 FULL_INPUT: Final = "x"
 FULL_LOGITS: Final = "logits"
+
+# A hub has the memory for what no board could hold; its full model is a file of the operator's own.
+FULL_MODEL_LIMITS: Final = Limits(max_bytes=1 << 30, max_inline_bytes=1 << 30)
 
 _PROVIDERS: Final = ["CPUExecutionProvider"]
 _ERRORS: Final = (Fail, InvalidArgument, InvalidGraph, RuntimeException, RuntimeError, ValueError)
@@ -114,7 +117,7 @@ def open_whole_model(model: bytes, *, threads: int = 1) -> Callable[[Array], Arr
         BackendError: when the runtime refuses it, or its input or output has another name.
         HostileFileError: when the file asks for something no honest file needs.
     """
-    summary = inspect_model(model)
+    summary = inspect_model(model, FULL_MODEL_LIMITS)
     inputs = [value.name for value in summary.inputs]
     outputs = [value.name for value in summary.outputs]
     if inputs != [FULL_INPUT] or FULL_LOGITS not in outputs or summary.external:

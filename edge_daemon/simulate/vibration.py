@@ -31,7 +31,7 @@ LABELS = ("normal", "outer_race", "inner_race", "ball", "imbalance", "misalignme
 Split = Literal["train", "calibration", "test"]
 SPLITS: dict[Split, range] = {
     "train": range(600),
-    "calibration": range(10_000, 10_300),
+    "calibration": range(10_000, 19_000),
     "test": range(20_000, 20_300),
 }
 """Machine numbers of each split; a machine is its number, so disjoint ranges are disjoint machines."""

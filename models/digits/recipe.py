@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_hub.builder.network import AveragePool, Conv, Dense, Flatten, Layer, MaxPool, Network, Relu, Stage
-from cloud_hub.builder.recipe import Recipe, Samples, Splits, run
+from cloud_hub.builder.recipe import Recipe, Samples, Sets, run
 from cloud_hub.builder.training import Distillation, Schedule
 from edge_cascade.manifest import Wire
 
@@ -49,7 +49,7 @@ FULL = Network(
 )
 
 
-def load() -> Splits:
+def load() -> Sets:
     """Split with a fixed seed, each class by the same shares."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -61,7 +61,7 @@ def load() -> Splits:
     x_train, x_calibration, y_train, y_calibration = train_test_split(
         x_rest, y_rest, test_size=500, stratify=y_rest, random_state=0
     )
-    return Splits(Samples(x_train, y_train), Samples(x_calibration, y_calibration), Samples(x_test, y_test))
+    return Sets(Samples(x_train, y_train), Samples(x_calibration, y_calibration), Samples(x_test, y_test))
 
 
 def augment(x: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -89,6 +89,7 @@ RECIPE = Recipe(
     distillation=Distillation(share=0.5, temperature=2.0, exit_weights=(0.3, 0.6, 1.0)),
     wire=Wire("int8", scale=1.0),  # grey levels are 0..16: nothing is lost
     window=None,
+    epsilon=0.02,  # half a percent cannot be shown by 350 images
     load=load,
     augment=augment,
 )

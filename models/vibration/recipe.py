@@ -3,10 +3,10 @@
     python models/vibration/recipe.py              trains, writes bundle/ and full.onnx beside this file
     python models/vibration/recipe.py --seeds 3    the same, and a table over three seeds
 
-Data is simulated (`edge_daemon.simulate.vibration`): 600 machines train, 300 others calibrate, 300 others
-test. Severities run from incipient, where a fault hides in the rolling noise, to clear. The device's network
-is what fits a small board's cache; it gets as many passes over the same data as the full model, and that as
-its teacher.
+Data is simulated (`edge_daemon.simulate.vibration`): 600 machines train, 9,000 others calibrate with one
+window each, so that calibration samples are independent, 300 others test. Severities run from incipient,
+where a fault hides in the rolling noise, to clear. The device's network is what fits a small board's cache;
+it gets as many passes over the same data as the full model, and that as its teacher.
 """
 
 from pathlib import Path
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_hub.builder.network import Conv, Dense, GlobalAveragePool, Layer, Network, Relu, Stage
-from cloud_hub.builder.recipe import Recipe, Samples, Splits, run
+from cloud_hub.builder.recipe import Recipe, Samples, Sets, run
 from cloud_hub.builder.training import Distillation, Schedule
 from edge_cascade.manifest import Window, Wire
 from edge_daemon.simulate.vibration import LABELS, LENGTH, Split, draw_windows
 
-COUNTS: dict[Split, int] = {"train": 30_000, "calibration": 6_000, "test": 9_000}
+COUNTS: dict[Split, int] = {"train": 30_000, "calibration": 9_000, "test": 9_000}
 
 
 def conv(channels: int, kernel: int, stride: int) -> tuple[Layer, ...]:
@@ -59,13 +59,13 @@ FULL = Network(
 )
 
 
-def load() -> Splits:
+def load() -> Sets:
     """Draw all three splits, each with its own generator and its own machines."""
     parts = []
     for number, (split, count) in enumerate(COUNTS.items()):
         x, y, _ = draw_windows(split, count, np.random.default_rng([7, number]))
         parts.append(Samples(x[:, np.newaxis], y))
-    return Splits(*parts)
+    return Sets(*parts)
 
 
 def augment(x: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -84,6 +84,7 @@ RECIPE = Recipe(
     distillation=Distillation(share=0.5, temperature=2.0, exit_weights=(0.3, 0.6, 1.0)),
     wire=Wire("int8"),
     window=Window(length=LENGTH, hop=LENGTH),
+    epsilon=0.005,
     load=load,
     augment=augment,
 )

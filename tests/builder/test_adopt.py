@@ -111,8 +111,20 @@ def test_sizes_that_the_file_leaves_open_come_from_the_data():
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.Clear()
     assert adopted(model, (3, 8, 8)).input_shape == (3, 8, 8)
-    assert "3x?x?" in refusal(model)
+    assert "takes samples of 3x?x?: export it" in refusal(model)
     assert "the data has 1x8x8" in refusal(model, (1, 8, 8))
+
+
+def channels_last_model(dims):
+    inner = image_model()
+    for node in inner.graph.node:
+        node.input[:] = ["moved" if name == "image" else name for name in node.input]
+    move = helper.make_node("Transpose", ["image"], ["moved"], perm=[0, 3, 1, 2])
+    return model_of([move, *inner.graph.node], [("image", dims)], [("scores", None)], inner.graph.initializer)
+
+
+def test_open_sizes_of_a_model_with_channels_last_fit_data_with_channels_first():
+    assert adopted(channels_last_model(["b", "h", "w", 3]), (3, 8, 8)).input_shape == (3, 8, 8)
 
 
 def test_a_reserved_name_or_an_exits_name_in_the_file_is_replaced():
@@ -175,6 +187,15 @@ def test_zero_initial_states_of_a_recurrent_layer_are_left_out():
     ]
     classifier = adopted(model_of(nodes, [("x", [1, 7, 2])], [("y", [1, 3])], weights))
     assert logits_of(classifier, np.ones((3, 7, 2), np.float32)).shape == (3, 3)
+
+
+def test_an_image_model_that_moves_the_channels_first_is_taken_behind_that():
+    model = channels_last_model(["b", 8, 8, 3])
+    classifier = adopted(model)
+    assert classifier.input_shape == (3, 8, 8)
+    np.testing.assert_allclose(
+        logits_of(classifier, IMAGES), run_for(model, np.moveaxis(IMAGES, 1, -1), ["scores"])[0], atol=1e-5
+    )
 
 
 # --- outputs

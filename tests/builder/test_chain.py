@@ -21,6 +21,10 @@ from tests.builder.measured import heads_of, ladder_of, outcomes_of
 MAKERS = (chain_of_thresholds, chain_of_one_threshold)
 
 
+def choose_on(outcomes):
+    return cheapest_within(0.01, outcomes)
+
+
 def assert_is_a_chain(chain):
     limits = chain.max_scores
     assert 2 <= len(chain) <= MAX_POINTS
@@ -48,7 +52,7 @@ def test_a_chain_of_whatever_samples_is_nested_and_leads_from_all_to_nothing(mak
 @pytest.mark.parametrize("make", [optimised_chain, shared_chain])
 def test_a_chain_makes_a_plan_that_a_bundle_accepts_and_escalates_all_or_nothing_at_its_ends(make):
     outcomes = outcomes_of(1_500)
-    chain = make(ladder_of((1, 2, 3)), outcomes, cheapest_within(0.01, outcomes))
+    chain = make(ladder_of((1, 2, 3)), outcomes, choose_on(outcomes))
     assert_is_a_chain(chain)
     uploads = upload_shares(follow(chain, outcomes))
     assert (uploads[0], uploads[-1]) == (1.0, 0.0)
@@ -69,17 +73,13 @@ def test_a_chain_has_places_to_stop_wherever_uploads_are():
 
 def test_a_threshold_for_every_rung_needs_fewer_uploads_than_one_for_all_on_fresh_samples():
     optimise, fresh = outcomes_of(3_000, seed=1), outcomes_of(20_000, seed=2)
-    choose = cheapest_within(0.01, fresh)
+    choose = choose_on(fresh)
     least = []
     for make in (optimised_chain, shared_chain):
         chain = make(ladder_of((1, 2, 3)), optimise, choose_on(optimise))
         track = follow(chain, fresh)
         least.append(upload_shares(track)[choose(track)])
     assert least[0] < 0.9 * least[1]
-
-
-def choose_on(outcomes):
-    return cheapest_within(0.01, outcomes)
 
 
 def test_the_descent_finds_the_best_of_all_thresholds_where_all_can_be_tried():

@@ -111,6 +111,18 @@ def test_the_proposal_prefers_finished_and_then_small_values():
     assert plan.stage_mult_adds == (10368, 6912 + 32)
 
 
+def test_a_bias_belongs_to_the_product_before_it():
+    weights = [tensor(name, np.ones((5, 5), np.float32)) for name in ("w0", "w1")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["sum"]),
+        helper.make_node("MatMul", ["sum", "w1"], ["logits"]),
+    ]
+    bias = tensor("bias", np.ones(5, np.float32))
+    classifier = adopted(model_of(nodes, [("x", ["n", 5])], [("logits", None)], [*weights, bias]))
+    assert [cut.name for cut in prepare_cuts(classifier).cuts] == ["sum"]
+
+
 def test_shares_may_be_chosen():
     plan = prepare_cuts(adopted(residual_model()), shares=(0.3, 0.7))
     assert [cut.name for cut in plan.cuts] == ["b", "d"]

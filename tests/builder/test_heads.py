@@ -38,7 +38,7 @@ def lesson_of(classifier, count=256):
     x = np.random.default_rng(3).standard_normal((count, *classifier.input_shape)).astype(np.float32)
     logits = open_whole_model(classifier.to_bytes())(x)
     # Random weights have a favourite class; so centred, each is the right one at times.
-    teacher = 4 * (logits - logits.mean(axis=0)) / logits.std(axis=0)
+    teacher = 4 * (logits - logits.mean(axis=0)) / (logits.std(axis=0) + 1e-6)
     return Lesson(x, teacher.argmax(axis=1).astype(np.int64), teacher)
 
 

@@ -126,7 +126,9 @@ def test_as_many_lossless_samples_as_are_needed_pass_and_one_less_does_not(epsil
     needed = units_needed(epsilon, level, "binomial")
     assert needed == math.ceil(math.log(level) / math.log1p(-epsilon) - 1e-9)
     groups = units_needed(epsilon, level, "betting")
-    passes = [GroupLosses(np.zeros((1, n)), np.full(n, 7.0)).p_values(epsilon)[0] for n in (groups, groups - 1)]
+    passes = [
+        GroupLosses(np.zeros((1, n)), np.full(n, 7.0)).p_values(epsilon)[0] for n in (groups, groups - 1)
+    ]
     assert passes[0] <= level * (1 + 1e-9)
     assert passes[1] >= level * (1 - 1e-9)
 

@@ -190,6 +190,12 @@ def normalised():
     return body.add("BatchNormalization", *ones).add("LeakyRelu", alpha=0.2)
 
 
+def grouped():
+    body = Body(4, 7, 7)
+    body.add("Conv", body.weights(6, 2, 3, 3), body.weights(6), pads=[1, 0, 0, 1], group=2).add("Relu")
+    return body.add("GlobalMaxPool").add("Flatten")
+
+
 def averaged():
     body = Body(4, 9, 8).add(
         "AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], count_include_pad=1
@@ -197,7 +203,7 @@ def averaged():
     return body.add("ReduceMean", axes=[2, 3], keepdims=0).add("Tanh")
 
 
-BODIES = [residual, mobile, squeezed, joined, dense, mixed, normalised, averaged]
+BODIES = [residual, mobile, squeezed, joined, dense, mixed, normalised, grouped, averaged]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
@@ -220,8 +226,11 @@ def test_the_parts_of_small_networks_come_out_within_a_step_in_int8(body):
     pads=st.lists(st.integers(0, 2), min_size=4, max_size=4),
     groups=st.sampled_from([1, 2, 4]),
     pool=st.sampled_from([None, "MaxPool", "AveragePool"]),
+    rounds_up=st.booleans(),
 )
-def test_windows_of_any_kind_slide_alike(height, width, kernel, stride, dilation, pads, groups, pool):
+def test_windows_of_any_kind_slide_alike(
+    height, width, kernel, stride, dilation, pads, groups, pool, rounds_up
+):
     spans = [(size - 1) * dilation + 1 for size in kernel]
     rooms = [height + pads[0] + pads[2] - spans[0], width + pads[1] + pads[3] - spans[1]]
     if min(rooms) < 0:
@@ -233,7 +242,12 @@ def test_windows_of_any_kind_slide_alike(height, width, kernel, stride, dilation
             strides=stride, pads=pads, dilations=[dilation] * 2, group=groups,
         )  # fmt: skip
     elif dilation == 1 and max(pads[0], pads[2]) < kernel[0] and max(pads[1], pads[3]) < kernel[1]:
-        counted = {"count_include_pad": 1} if pool == "AveragePool" else {}
+        if rounds_up and any(
+            -(-room // step) * step >= size + pad
+            for room, step, size, pad in zip(rooms, stride, (height, width), pads[:2], strict=True)
+        ):
+            return
+        counted = {"count_include_pad": 1} if pool == "AveragePool" else {"ceil_mode": int(rounds_up)}
         body.add(pool, kernel_shape=kernel, strides=stride, pads=pads, **counted)
     else:
         return
@@ -263,7 +277,8 @@ def test_int8_stages_run_int8_kernels_between_their_pairs():
     ("op", "attributes", "complaint"),
     [
         ("Erf", {}, r"LiteRT: the operator Erf \('n0'\) cannot be written"),
-        ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}, r"MaxPool \('n0'\) with ceil_mode"),
+        ("MaxPool", {"kernel_shape": [2, 2], "strides": [3, 3], "pads": [0, 0, 1, 1], "ceil_mode": 1}, r"MaxPool \('n0'\) with ceil_mode"),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}, "with ceil_mode"),
         ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [2, 0, 0, 0]}, r"AveragePool with pads"),
         ("Softmax", {"axis": 1}, r"Softmax \('n0'\) with an axis that is not the last"),
     ],

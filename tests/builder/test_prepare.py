@@ -1,0 +1,254 @@
+import numpy as np
+import onnx
+import pytest
+
+from cloud_hub.builder.data import Dataset, Parts
+from cloud_hub.builder.prepare import prepare, preprocess_of, wire_of
+from cloud_hub.builder.request import make_request
+from cloud_hub.errors import BuildError
+from edge_cascade.manifest import Preprocess, Window, Wire
+from edge_cascade.preprocess import normalise
+from tests.builder.models import CLASSES, MEAN, STD, arrays_of, brought, full_model, images
+from tests.builder.test_request import refusal_of
+
+
+@pytest.fixture
+def request_for(tmp_path):
+    """A request with what is to be different in the data and in the request."""
+
+    def make(*, channels=1, data=None, **changes):
+        arrays = {**arrays_of(channels=channels), **(data or {})}
+        np.savez(
+            tmp_path / "data.npz", **{name: array for name, array in arrays.items() if array is not None}
+        )
+        values = {
+            "full": str(brought(channels=channels).full),
+            "data": str(tmp_path / "data.npz"),
+            "out": str(tmp_path / "out"),
+            "mean": (MEAN,),
+            "std": (STD,),
+        }
+        return make_request(values | changes)
+
+    return make
+
+
+def changed(name, change):
+    return {
+        f"{name}_{part}": change(arrays_of()[f"{name}_{part}"]) for part in ("train", "calibration", "test")
+    }
+
+
+def test_all_that_a_bundle_says_of_its_samples_comes_from_the_request_and_the_data(request_for):
+    prepared = prepare(request_for(version="3.1", window=8, hop=4))
+    declaration = prepared.declaration
+    assert (declaration.model, declaration.version, declaration.labels) == (
+        "out",
+        "3.1",
+        ("0", "1", "2", "3"),
+    )
+    assert (declaration.input_shape, declaration.preprocess) == ((1, 8, 8), Preprocess((MEAN,), (STD,)))
+    assert (declaration.wire, declaration.window) == (Wire("uint8", 1.0), Window(8, 4))
+    assert prepared.labelled
+    assert prepared.notes[-1].startswith("the full model is right on 98.")
+
+
+@pytest.mark.parametrize(
+    ("out", "name"), [("a/my model", "my-model"), ("x.y", "x-y"), ("größe", "gr--e"), ("--", "model")]
+)
+def test_a_model_is_called_as_its_directory_as_far_as_names_allow(request_for, tmp_path, out, name):
+    assert prepare(request_for(out=str(tmp_path / out))).declaration.model == name
+
+
+def test_a_model_that_is_built_in_the_working_directory_has_its_name(request_for, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert prepare(request_for(out=".")).declaration.model == "here"
+
+
+def test_the_scale_is_drawn_into_mean_and_std():
+    request = make_request(
+        {
+            "full": "f",
+            "data": "d",
+            "out": "o",
+            "scale": 1 / 255,
+            "mean": (0.485, 0.456),
+            "std": (0.229, 0.224),
+        }
+    )
+    x = np.random.default_rng(0).integers(0, 256, (5, 2, 3, 3)).astype(np.float32)
+    mean, std = (np.array(values).reshape(2, 1, 1) for values in (request.mean, request.std))
+    assert np.allclose(normalise(x, preprocess_of(request)), (x / 255 - mean) / std, atol=1e-5)
+
+
+def test_a_scaled_model_is_as_good_as_one_that_takes_the_numbers_themselves(request_for):
+    scaled = prepare(request_for(scale=1 / 256, mean=(MEAN / 256,), std=(STD / 256,)))
+    assert scaled.notes[-1] == prepare(request_for()).notes[-1]
+    assert scaled.declaration.preprocess == Preprocess((MEAN,), (STD,))
+
+
+def test_a_mean_per_channel_belongs_to_its_channel(request_for):
+    offsets = np.array([200.0, 0.0, -50.0])
+    arrays = arrays_of(channels=3)
+    shifted = {name: x + offsets[:, None, None] for name, x in arrays.items() if name.startswith("x")}
+    right = prepare(
+        request_for(channels=3, data=shifted, mean=tuple((MEAN + offsets).tolist()), encoding="float32")
+    )
+    assert right.notes == prepare(request_for(channels=3)).notes
+    with pytest.raises(BuildError, match="as good as guessing"):
+        prepare(request_for(channels=3, data=shifted, mean=tuple((MEAN + 8 * offsets[::-1]).tolist())))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 8, 8), (8, 8, 1)])
+def test_axes_of_one_are_added_and_removed_as_the_network_wants_them(request_for, shape):
+    data = changed("x", lambda x: x.reshape(-1, *shape))
+    assert prepare(request_for(data=data)).declaration.input_shape == (1, 8, 8)
+
+
+def test_a_single_channel_may_be_declared_last(request_for):
+    data = changed("x", lambda x: x.reshape(-1, 8, 8))
+    prepared = prepare(request_for(data=data, layout="channels_last"))
+    assert prepared.declaration.input_shape == (8, 8, 1)
+    assert prepared.declaration.preprocess.network_shape((8, 8, 1)) == (1, 8, 8)
+
+
+def test_the_sizes_that_a_file_leaves_open_are_the_datas(request_for, tmp_path):
+    model = full_model()
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side{axis}"
+    onnx.save(model, tmp_path / "open.onnx")
+    assert prepare(request_for(full=str(tmp_path / "open.onnx"))).full.input_shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("stored_as", "changes", "wire"),
+    [
+        ("uint8", {}, Wire("uint8", 1.0)),
+        ("uint8", {"wire_scale": 2.0}, Wire("uint8", 2.0)),
+        ("uint8", {"encoding": "int8"}, Wire("int8", None)),
+        ("float32", {}, Wire("int8", None)),
+        ("float32", {"wire_scale": 0.5}, Wire("int8", 0.5)),
+        ("float32", {"encoding": "uint8"}, Wire("uint8", None)),
+        ("float32", {"encoding": "float32"}, Wire("float32", None)),
+    ],
+)
+def test_grey_levels_travel_as_they_are_and_the_rest_in_eight_bits(stored_as, changes, wire):
+    data = Dataset(np.zeros((1, 2), np.float32), stored_as=stored_as)
+    request = make_request({"full": "f", "data": "d", "out": "o", **changes})
+    assert wire_of(request, Parts(train=data)) == wire
+
+
+def test_one_part_of_another_type_makes_all_of_them_travel_alike():
+    parts = Parts(
+        train=Dataset(np.zeros((1, 2), np.float32), stored_as="uint8"),
+        test=Dataset(np.zeros((1, 2), np.float32), stored_as="float64"),
+    )
+    assert wire_of(make_request({"full": "f", "data": "d", "out": "o"}), parts) == Wire("int8")
+
+
+def test_names_of_labels_come_from_the_data(request_for):
+    names = np.array(["ant", "bee", "cat", "dog"])
+    data = changed("y", lambda y: names[y]) | {"labels": names}
+    assert prepare(request_for(data=data)).declaration.labels == tuple(names)
+
+
+def test_arrays_may_have_other_names(request_for):
+    arrays = arrays_of()
+    data = dict.fromkeys(arrays) | {
+        name.replace("x_", "pictures_").replace("y_", "fruit_"): array for name, array in arrays.items()
+    }
+    prepared = prepare(request_for(data=data, x_key="pictures", y_key="fruit"))
+    assert len(prepared.splits.calibrate) + len(prepared.splits.optimise) == 1000
+
+
+def test_unlabelled_data_are_judged_by_the_full_model_and_that_is_said(request_for):
+    prepared = prepare(request_for(data=changed("y", lambda y: None)))
+    assert not prepared.labelled
+    assert prepared.notes[-1].startswith("no calibration labels: what is certified is agreement")
+
+
+def test_no_group_is_in_two_parts(request_for):
+    arrays = arrays_of()
+    count = len(arrays["x_calibration"])
+    groups = np.random.default_rng(5).integers(0, 150, count)
+    data = dict.fromkeys(arrays)
+    data |= {"x": arrays["x_calibration"], "y": arrays["y_calibration"], "groups": groups}
+    splits = prepare(request_for(data=data)).splits
+    parts = [set(part.groups.tolist()) for part in (splits.train, splits.optimise, splits.calibrate)]
+    assert set.union(*parts) == set(groups.tolist())
+    assert sum(map(len, parts)) == len(set.union(*parts))
+
+
+def nan_in(x):
+    x = x.astype(np.float32)
+    x[5, 0, 0, 0] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "complaint"),
+    [
+        ({}, {"mean": (1.0, 2.0, 3.0)}, "mean has 3 values, samples have 1 channels: give one value, or one"),
+        ({}, {"std": (1.0, 2.0)}, "std has 2 values"),
+        ({}, {"window": 5}, "window = 5, but samples are (1, 8, 8): their last axis is time"),
+        ({}, {"window_overlap": 2}, "window_overlap = 2: needs window"),
+        ({}, {"window": 8, "window_overlap": 8}, "window_overlap = 8: needs window, the length of a sample"),
+        ({}, {"std": (1e-45,)}, "std / scale is more or less than float32 can divide by"),
+        ({}, {"scale": 1e300}, "std / scale is more or less"),
+        ({}, {"mean": (1e39,)}, "mean / scale is more than float32 can hold"),
+        ({}, {"wire_scale": 1e-60}, "wire_scale = 1e-60: float32 cannot hold that"),
+        (
+            changed("x", lambda x: x[:, :, :7]),
+            {},
+            "samples of train are (1, 7, 8), the network takes (1, 8, 8)",
+        ),
+        (changed("x", lambda x: x - 200.0), {"encoding": "uint8"}, "some samples have values below 0"),
+        (changed("x", nan_in), {}, "x_train: 1 of 100 samples hold NaN"),
+        (
+            changed("y", lambda y: y + 1),
+            {},
+            "run from 1 to 4, a network of 4 classes knows 0 to 3: subtract 1",
+        ),
+        (changed("y", lambda y: y - 1), {}, "labels are 0 to"),
+        (changed("y", lambda y: y + 0.5), {}, "which is no whole number"),
+        (changed("y", np.zeros_like), {}, "every sample has the same label: there is nothing to tell apart"),
+        (
+            changed("y", np.random.default_rng(0).permutation),
+            {},
+            "as good as guessing: are the labels in the",
+        ),
+        (changed("y", lambda y: np.eye(CLASSES)[y]), {}, "one label per sample, as argmax gives it"),
+        ({"labels": np.array(["a", "b", "c"])}, {}, "y_train holds the label 3"),
+        ({}, {"mean": (0.0,), "std": (1e-3,)}, "as good as guessing"),
+        ({}, {"y_key": "fault"}, "no array 'fault' goes with any 'x'"),
+    ],
+)
+def test_data_and_request_that_do_not_fit_are_told_in_one_line(request_for, data, changes, complaint):
+    assert complaint in refusal_of(prepare, request_for(data=data, **changes))
+
+
+def test_a_class_without_calibration_samples_is_named(request_for):
+    arrays = arrays_of()
+    kept = arrays["y_calibration"] != 2
+    data = {name: arrays[name][kept] for name in ("x_calibration", "y_calibration")}
+    assert "no sample of class 2 is left to calibrate on" in refusal_of(prepare, request_for(data=data))
+
+
+def test_ten_samples_are_too_few_and_each_part_says_what_it_got(request_for):
+    few = images(10, 9)
+    data = dict.fromkeys(arrays_of()) | {"x": few.x, "y": few.y}
+    assert "too little data: " in refusal_of(prepare, request_for(data=data))
+
+
+def test_the_users_own_file_is_not_replaced_by_another_form_of_it(request_for, tmp_path):
+    onnx.save(full_model(), tmp_path / "full.onnx")
+    request = request_for(full=str(tmp_path / "full.onnx"), out=str(tmp_path))
+    assert "is your full model and would be replaced" in refusal_of(prepare, request)
+
+
+def test_a_full_model_that_a_build_wrote_may_lie_in_the_same_directory(request_for, tmp_path):
+    (tmp_path / "out").mkdir()
+    written = tmp_path / "out" / "full.onnx"
+    written.write_bytes(prepare(request_for()).full_file)
+    assert prepare(request_for(full=str(written))).full_file == written.read_bytes()

@@ -1,0 +1,275 @@
+import json
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud_hub.__main__ import build_parser
+from cloud_hub.builder.commands import request_of
+from cloud_hub.builder.request import BuildRequest, make_request, read_recipe
+from cloud_hub.errors import BuildError
+
+LEAST = {"full": "/f.onnx", "data": "/d.npz", "out": "/o"}
+EVERY = {
+    "full": "/f.onnx",
+    "data": "/d.npz",
+    "out": "/o",
+    "edge": "/e.onnx",
+    "model": "my-model",
+    "version": "2.1",
+    "seed": 7,
+    "epsilon": 0.01,
+    "delta": 0.1,
+    "disagreement_epsilon": 0.03,
+    "max_upload": 0.4,
+    "plans": ("fp32", "int8"),
+    "uncertified": True,
+    "scale": 0.5,
+    "mean": (0.25, -1.0, 3.0),
+    "std": (1.0, 2.0, 0.5),
+    "layout": "channels_last",
+    "encoding": "int8",
+    "wire_scale": 0.125,
+    "window": 128,
+    "hop": 64,
+    "x_key": "signals",
+    "y_key": "fault",
+    "groups_key": "machine",
+    "labels_key": "faults",
+    "window_overlap": 32,
+    "max_bytes": 1000,
+    "exits": (0.1, 0.6),
+    "cuts": ("conv1", "relu/4"),
+    "size": "small",
+    "budget_ms": 1.5,
+    "budget_kb": 200.0,
+    "profile": "/board.json",
+    "epochs": 3,
+    "batch": 32,
+    "distillation": 0.75,
+    "litert": True,
+}
+
+
+def typed(values):
+    """The command line that says the same."""
+    arguments = []
+    for key, value in values.items():
+        name = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            arguments.append(name if value else name.replace("--", "--no-", 1))
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            arguments.append(f"{name}={text}")
+    return arguments
+
+
+def written(values):
+    """The recipe that says the same."""
+    lines = []
+    for key, value in values.items():
+        plain = list(value) if isinstance(value, tuple) else value
+        lines.append(f"{key} = {json.dumps(plain)}\n")
+    return "".join(lines)
+
+
+def parse(*arguments):
+    return request_of(build_parser().parse_args(["build", *map(str, arguments)]))
+
+
+def refusal_of(call, *arguments, **keywords):
+    with pytest.raises(BuildError) as caught:
+        call(*arguments, **keywords)
+    message = str(caught.value)
+    assert message
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_values_here_are_every_key_and_no_default():
+    assert {*EVERY, "rebase"} == set(BuildRequest.__struct_fields__)
+    request, plain = make_request(EVERY), make_request(LEAST)
+    same = {key for key in EVERY if getattr(request, key) == getattr(plain, key)}
+    assert same == set(LEAST)
+
+
+@pytest.mark.parametrize("values", [EVERY, LEAST, {**LEAST, "rebase": "/old"}])
+def test_typed_written_and_in_python_a_request_is_the_same(recipe, values):
+    expected = make_request(values)
+    assert all(getattr(expected, key) == value for key, value in values.items())
+    assert parse(*typed(values)) == expected
+    assert parse(recipe(written(values))) == expected
+
+
+@pytest.mark.parametrize("key", sorted(EVERY))
+def test_each_key_may_be_written_while_the_rest_is_typed(recipe, key):
+    rest = {name: value for name, value in EVERY.items() if name != key}
+    assert parse(recipe(written({key: EVERY[key]})), *typed(rest)) == make_request(EVERY)
+
+
+def test_what_is_typed_outranks_the_recipe(recipe):
+    path = recipe(written({**LEAST, "epsilon": 0.01, "seed": 3, "uncertified": True, "litert": True}))
+    request = parse(path, "--epsilon", "0.02", "--no-uncertified", "--no-litert")
+    assert (request.epsilon, request.seed, request.uncertified, request.litert) == (0.02, 3, False, False)
+
+
+def test_paths_in_a_recipe_start_at_its_folder_and_typed_ones_at_the_working_directory(recipe):
+    path = recipe(
+        written({"full": "nets/full.onnx", "data": "/abs.npz", "out": "../out", "profile": "b.json"})
+    )
+    request = parse(path, "--data", "typed.npz")
+    folder = path.parent
+    assert (request.full, request.data, request.out, request.profile) == (
+        str(folder / "nets/full.onnx"),
+        "typed.npz",
+        str(folder / "../out"),
+        str(folder / "b.json"),
+    )
+    assert parse(path).data == "/abs.npz"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"epsilon": 5.0}, "build: epsilon = 5.0: expected float < 1.0"),
+        ({"epsilon": 0.0}, "epsilon = 0.0: expected float > 0.0"),
+        ({"seed": -1}, "seed = -1: expected int >= 0"),
+        ({"seed": 1.5}, "seed = 1.5: expected int, got float"),
+        ({"plans": ("int4",)}, "plans = ('int4',): allowed: int8, int8-fp32, fp32"),
+        ({"plans": ()}, "plans = (): allowed: int8"),
+        ({"plans": ("int8", "int8")}, "plans names one twice"),
+        ({"model": "a b"}, "model = 'a b': allowed: 1 to 64 letters"),
+        ({"layout": "nhwc"}, "layout = 'nhwc': allowed: channels_first, channels_last"),
+        ({"full": ""}, "full = '': expected str of length >= 1"),
+        ({"full": "a\0b"}, "full holds a zero byte"),
+        ({"mean": (float("nan"),)}, "mean = nan: give a finite number"),
+        ({"std": (1.0, float("inf"))}, "std = inf: give a finite number"),
+        ({"std": (0.0,)}, "std = (0.0,): expected float > 0.0"),
+        ({"budget_ms": float("nan")}, "budget_ms = nan: expected float > 0.0"),
+        ({"hop": 3}, "hop needs window"),
+        ({"window": 4, "hop": 5}, "hop = 5: 1 to the window's 4"),
+        ({"rebase": "a", "edge": "b"}, "rebase keeps the bundle's own edge network: leave edge out"),
+        ({"cuts": ("a",)}, "cuts names values of a network of your own: give edge as well"),
+        ({"exits": (0.5, 0.2)}, "exits are shares of the cost in ascending order"),
+        ({"encoding": "float32", "wire_scale": 1.0}, "wire_scale is a step of int8 or uint8"),
+        ({"epsilom": 0.1}, "epsilom"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_in_one_line(change, complaint):
+    assert complaint in refusal_of(make_request, {**LEAST, **change})
+
+
+@pytest.mark.parametrize("key", sorted(LEAST))
+def test_what_is_missing_is_told_with_both_ways_to_give_it(recipe, key):
+    values = {name: value for name, value in LEAST.items() if name != key}
+    assert (
+        refusal_of(make_request, values) == f"build: {key} is missing: give --{key}, or the key in a recipe"
+    )
+    path = recipe(written(values))
+    assert refusal_of(read_recipe, path, {}).startswith(f"{path}: {key} is missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("epsilom = 0.1", "epsilom: unknown key; did you mean 'epsilon'?"),
+        ("epsilon = 2", "epsilon = 2: expected float < 1.0"),
+        ('plans = ["int8", "int4"]', 'plans[1] = "int4": not one of the allowed values'),
+        ("mean = 0.5", "mean = 0.5: expected array, got float"),
+        ("[full]\nfile = 1", "full"),
+        ("epsilon = ", "not TOML"),
+        ("seed = 1979-05-27", "seed"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_told_with_its_file(recipe, text, complaint):
+    path = recipe(text)
+    message = refusal_of(read_recipe, path, LEAST)
+    assert message.startswith(str(path))
+    assert complaint in message
+
+
+def test_a_wrong_value_that_was_typed_is_not_blamed_on_the_recipe(recipe):
+    path = recipe(written(LEAST))
+    assert refusal_of(read_recipe, path, {"epsilon": 2.0}).startswith("build: epsilon = 2.0")
+
+
+def test_a_recipe_that_is_not_there_is_told(tmp_path):
+    assert "cannot be read: No such file" in refusal_of(read_recipe, tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize("option", ["--mean=a,b", "--exits=,", "--seed=x", "--layout=nhwc", "--nothing"])
+def test_a_word_that_is_no_value_ends_with_usage(capsys, option):
+    with pytest.raises(SystemExit) as caught:
+        parse(*typed(LEAST), option)
+    assert caught.value.code == 2
+    assert option.split("=", maxsplit=1)[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["int8", "auto", "small", "channels_last"]),
+    st.dates(),
+)
+VALUES = st.one_of(
+    SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)
+)
+KEYS = st.one_of(st.sampled_from(BuildRequest.__struct_fields__), st.text(string.ascii_lowercase, max_size=3))
+
+
+def outcome_of(call, *arguments):
+    """The request, or else the one line that refuses it."""
+    message = "made"
+    try:
+        call(*arguments)
+    except BuildError as error:
+        message = str(error)
+    return message
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=5), st.booleans())
+def test_whatever_values_are_given_they_are_a_request_or_one_line(values, complete):
+    message = outcome_of(make_request, {**LEAST, **values} if complete else values)
+    assert len(message.splitlines()) == 1
+
+
+def toml_of(value):
+    match value:
+        case dict():
+            return (
+                "{" + ", ".join(f"{json.dumps(key)} = {toml_of(inner)}" for key, inner in value.items()) + "}"
+            )
+        case list():
+            return "[" + ", ".join(map(toml_of, value)) + "]"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case bool():
+            return str(value).lower()
+    return str(value)
+
+
+@pytest.fixture(scope="module")
+def any_recipe(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipes") / "recipe.toml"
+
+
+@given(st.dictionaries(KEYS.filter(bool), VALUES, max_size=5))
+def test_whatever_a_recipe_holds_it_is_a_request_or_one_line(any_recipe, values):
+    any_recipe.write_text(
+        "".join(f"{key} = {toml_of(value)}\n" for key, value in values.items()), encoding="utf-8"
+    )
+    message = outcome_of(read_recipe, any_recipe, LEAST)
+    assert len(message.splitlines()) == 1
