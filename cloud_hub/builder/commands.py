@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
 
@@ -213,7 +214,9 @@ def _build(args: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     try:
-        built = build(request, console)
+        # Whatever reports on the way, only the result goes to stdout.
+        with redirect_stdout(sys.stderr):
+            built = build(request, console)
     except KeyboardInterrupt:
         print("cloud-hub: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +165,13 @@ def _trained(
     candidate = choose_candidate(request, prepared)
     lesson = _lesson(prepared, console)
     console.print(f"training the {candidate.name} network: {candidate.network.parameter_count:,} parameters")
-    schedule = Schedule(epochs=request.epochs, seed=request.seed, batch=request.batch, peak_rate=PEAK_RATE)
+    schedule = Schedule(
+        epochs=request.epochs,
+        seed=request.seed,
+        batch=request.batch,
+        peak_rate=PEAK_RATE,
+        threads=len(os.sched_getaffinity(0)),
+    )
     distillation = Distillation(request.distillation, SOFTENING, EXIT_WEIGHTS)
     depends_on = [
         str(candidate.network),

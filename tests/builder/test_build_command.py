@@ -68,7 +68,7 @@ def regression():
         (regression(), "gives one number a sample (price): a regression model?"),
         (full_model(3), "samples of train are (1, 8, 8), the network takes (3, 8, 8)"),
         (b"no model", "not an ONNX file"),
-        (b"", "full model"),
+        (b"", "not an ONNX model"),
         (None, "cannot be read: No such file or directory"),
     ],
 )
