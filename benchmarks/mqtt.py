@@ -24,26 +24,24 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 import numpy as np
 
 from benchmarks import bundle as benchmark_bundle
-from benchmarks.harness import Spread, machine_line, parse_options, print_table, spread_of, write_json
+from benchmarks.harness import machine_line, parse_options, spread_of, write_json
 from benchmarks.load import LoadGenerator
+from benchmarks.mqtt_tables import LATENCY_RATE_HZ, Held, Kind, Latency, print_latencies, print_steps
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.ladder import Ladder
 from edge_daemon.models import open_stage
 from edge_daemon.simulate.brokers import find_mosquitto, free_port
 
-Kind = Literal["raw", "json"]
-
 ESCALATED_SHARE: Final = 0.05
-LATENCY_RATE_HZ: Final = 200.0
 RATES_HZ: Final = (1000, 2000, 4000, 6000, 8000)
 _SLICE: Final = 400
 _WARM_UP: Final = 200
@@ -72,46 +70,6 @@ class Subject:
     def cpu_s(self) -> float:
         """Processor time it has used so far: another process's clock, by Linux's rule for its number."""
         return time.clock_gettime(~self.pid << 3 | 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One step of the climb to the highest rate."""
-
-    subject: str
-    kind: Kind
-    rate_hz: int
-    offered_hz: float
-    sent: int
-    answered: int
-    answered_hz: float
-    shed: int
-    unpublished: int
-    repeated: int
-    late: int
-    cpu_us: float
-    latency_us: Spread
-
-    @property
-    def unaccounted(self) -> int:
-        """Neither answered nor counted by the device."""
-        return self.sent - self.answered - self.shed - self.unpublished
-
-    @property
-    def is_held(self) -> bool:
-        """Whether every sample was answered, and none much later than it came."""
-        return self.answered == self.sent and self.late == 0
-
-
-@dataclass(slots=True)
-class Latency:
-    """All answers of one subject at the even pace."""
-
-    subject: str
-    kind: Kind
-    us: list[float] = field(default_factory=list)
-    lost: int = 0
-    cpu_s: float = 0.0
 
 
 @contextmanager
@@ -305,7 +263,7 @@ def main() -> None:
         load = LoadGenerator(port, [f"{subject.root}/results/+" for subject in subjects])
         _wait_until_answering(load, subjects, payloads["raw"])
         latencies = measure_latency(load, subjects, payloads, options.samples, options.qos)
-        _print_latencies(latencies)
+        print_latencies(latencies)
         steps = [
             measure_rate(load, subject, kind, payloads[kind], rate_hz, options.seconds, options.qos)
             for _ in range(options.rounds)
@@ -313,7 +271,7 @@ def main() -> None:
             for rate_hz in options.rates
             for subject in subjects
         ]
-        _print_steps(steps)
+        print_steps(steps)
         load.close()
     write_json(
         options.json,
@@ -325,62 +283,6 @@ def main() -> None:
             ],
             "steps": [{**msgspec.to_builtins(step), "unaccounted": step.unaccounted} for step in steps],
         },
-    )
-
-
-def _print_latencies(latencies: Sequence[Latency]) -> None:
-    base = {each.kind: spread_of(each.us) for each in latencies if each.subject == "minimal"}
-    rows = []
-    for each in latencies:
-        spread = spread_of(each.us)
-        rows.append(
-            [
-                f"{each.subject}, {each.kind}",
-                str(spread.count),
-                str(each.lost),
-                f"{spread.p50 / 1e3:.2f}",
-                f"{spread.p99 / 1e3:.2f}",
-                f"{spread.p50 / base[each.kind].p50:.2f}",
-                f"{spread.p99 / base[each.kind].p99:.2f}",
-                f"{each.cpu_s / len(each.us) * 1e6:.0f}",
-            ]
-        )
-    print_table(
-        f"At {LATENCY_RATE_HZ:g} samples/s, milliseconds from message in to result out",
-        ["", "samples", "lost", "p50", "p99", "p50 / minimal", "p99 / minimal", "CPU us/sample"],
-        rows,
-    )
-
-
-def _print_steps(steps: Sequence[Held]) -> None:
-    groups: dict[tuple[str, Kind, int], list[Held]] = {}
-    for step in steps:
-        groups.setdefault((step.kind, step.subject, step.rate_hz), []).append(step)  # type: ignore[index]
-    rows = []
-    for (kind, subject, rate_hz), group in sorted(groups.items()):
-        rows.append(
-            [
-                f"{subject}, {kind}, {rate_hz}/s",
-                f"{np.median([step.offered_hz for step in group]):.0f}",
-                f"{sum(step.is_held for step in group)} of {len(group)}",
-                f"{np.median([step.answered_hz for step in group]):.0f}",
-                str(sum(step.sent for step in group)),
-                str(sum(step.answered for step in group)),
-                str(sum(step.late for step in group)),
-                str(sum(step.shed for step in group)),
-                str(sum(step.unpublished for step in group)),
-                str(sum(step.unaccounted for step in group)),
-                f"{np.median([step.latency_us.p50 for step in group]) / 1e3:.1f}",
-                f"{np.median([step.cpu_us for step in group]):.0f}",
-            ]
-        )
-    print_table(
-        "The highest rate that loses nothing",
-        [
-            *("", "offered/s", "held", "answered/s", "sent", "answered", "late", "shed", "unpublished"),
-            *("unaccounted", "p50 ms", "CPU us"),
-        ],
-        rows,
     )
 
 

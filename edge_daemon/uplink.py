@@ -57,6 +57,16 @@ from edge_daemon.downlink import Downlink, OnVerdict
 from edge_daemon.errors import SpoolError
 from edge_daemon.frames import Item, decode_batch, message_of
 from edge_daemon.ports import Clock, Spool
+from edge_daemon.uplink_inbox import (
+    Announce,
+    Inbox,
+    Puback,
+    SessionDown,
+    SessionUp,
+    Stop,
+    UplinkCounts,
+    Wake,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,59 +81,12 @@ _CHANNEL: Final[dict[ItemKind, Up]] = {
 }
 
 
-@dataclass(slots=True)
-class UplinkCounts:
-    """What went to the hub since the start. A frame sent again counts in `retries`, an item in its end."""
-
-    frames: int = 0
-    items: int = 0
-    retries: int = 0
-    acknowledged: int = 0
-    duplicates: int = 0
-    rejected: int = 0
-    refused: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class _Aloft:
     """A batch in flight, decoded: by `seq` what goes into its frames."""
 
     key: BatchKey
     items: dict[int, Item]
-
-
-@dataclass(frozen=True, slots=True)
-class _Up:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Down:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Puback:
-    packet_id: int
-    refusal: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Wake:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Announce:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    drain_s: float
-
-
-_Inbox = _Up | _Down | _Puback | _Wake | _Announce | _Stop | Incoming
 
 
 class MqttUplink:
@@ -162,7 +125,7 @@ class MqttUplink:
             ack_timeout_s=config.ack_timeout_s,
         )
         self._counts = UplinkCounts()
-        self._inbox: queue.SimpleQueue[_Inbox] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
         self._state = SendingState()
         self._aloft: dict[int, _Aloft] = {}
@@ -179,9 +142,9 @@ class MqttUplink:
             client_id,
             subscriptions=[down_topic(config.prefix, device_id, channel) for channel in DOWN],
             on_message=self._inbox.put,
-            on_up=lambda: self._inbox.put(_Up()),
-            on_down=lambda: self._inbox.put(_Down()),
-            on_published=lambda packet_id, refusal: self._inbox.put(_Puback(packet_id, refusal)),
+            on_up=lambda: self._inbox.put(SessionUp()),
+            on_down=lambda: self._inbox.put(SessionDown()),
+            on_published=lambda packet_id, refusal: self._inbox.put(Puback(packet_id, refusal)),
             will=Will(self._status_topic, encode(self._status(is_online=False))),
             forget_on_down=True,
         )
@@ -205,19 +168,19 @@ class MqttUplink:
             BrokerConfigError: for credentials that cannot be read.
         """
         self._session.start()
-        self._spool.on_append(lambda: self._inbox.put(_Wake()))
+        self._spool.on_append(lambda: self._inbox.put(Wake()))
         self._thread.start()
 
     def stop(self, drain_s: float) -> None:
         """Send what waits for at most `drain_s`, say goodbye, end. What is left stays in the spool."""
         if self._thread.is_alive():
-            self._inbox.put(_Stop(drain_s))
+            self._inbox.put(Stop(drain_s))
             self._thread.join(drain_s + GOODBYE_S + 5.0)
         self._session.stop()
 
     def announce(self) -> None:
         """Publish the retained status again."""
-        self._inbox.put(_Announce())
+        self._inbox.put(Announce())
 
     def counters(self) -> dict[str, int]:
         """Everything counted since the start, for metrics and reports."""
@@ -266,22 +229,22 @@ class MqttUplink:
         is_empty = not self._state.flights and self._spool.counts().waiting_rows <= 0
         return is_empty or not self._state.is_up or self._clock.monotonic_s() >= self._drain_until_s
 
-    def _hear(self, heard: _Inbox) -> None:
+    def _hear(self, heard: Inbox) -> None:
         match heard:
-            case _Up():
+            case SessionUp():
                 self._publish_status(is_online=True)
                 self._feed(Connected())
-            case _Down():
+            case SessionDown():
                 self._packets.clear()
                 self._feed(Disconnected())
-            case _Puback(packet_id, refusal):
+            case Puback(packet_id, refusal):
                 self._published(packet_id, refusal)
-            case _Wake():
+            case Wake():
                 self._feed(self._waiting())
-            case _Announce():
+            case Announce():
                 if self._state.is_up:
                     self._publish_status(is_online=True)
-            case _Stop(drain_s):
+            case Stop(drain_s):
                 self._drain_until_s = self._clock.monotonic_s() + drain_s
                 with contextlib.suppress(SpoolError):
                     # What was appended a moment ago is to be seen by the drain.
