@@ -198,4 +198,8 @@ def _too_large(path: Path, size: int, max_bytes: int) -> BuildError:
 
 def _damaged(path: Path, error: Exception) -> BuildError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return BuildError(f"{path}: not a readable {path.suffix or 'npz'} file: {reason[:200]}")
+    if path.suffix not in {".npz", ".npy"}:
+        return BuildError(
+            f"{path}: no data: give an .npz or .npy file, or a folder with one sub-folder per class"
+        )
+    return BuildError(f"{path}: not a readable {path.suffix} file: {reason[:200]}")

@@ -190,8 +190,12 @@ def encode_labels(
         outside = np.flatnonzero((column < 0) | (column >= limit))
         if len(outside):
             raise BuildError(
-                f"{key} holds the label {column[outside[0]]} (sample {outside[0]}): labels are 0 to "
-                f"{limit - 1}; leave samples without a label out"
+                f"{key} holds the label {column[outside[0]]} (sample {outside[0]}): "
+                + (
+                    f"labels are 0 to {limit - 1}; leave samples without a label out"
+                    if names is None or column[outside[0]] < 0
+                    else f"there are {len(names)} names, so labels are 0 to {limit - 1}"
+                )
             )
     return labels, None if names is None else tuple(names)
 

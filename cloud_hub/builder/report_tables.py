@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -9,6 +11,9 @@ from rich.table import Table
 from cloud_hub.builder.ablate import AS_BUILT, Ablation
 from cloud_hub.builder.evaluate import Evaluation, Way
 from cloud_hub.builder.traffic import Traffic
+
+_NAMES: Final = 20
+"""Columns that the names of rows have at least; in a terminal of 80 the figures need the rest."""
 
 
 def print_evaluation(seen: Evaluation, console: Console | None = None) -> None:
@@ -72,7 +77,9 @@ def print_ablation(ablation: Ablation, console: Console | None = None) -> None:
         f"in every tested row; means of {ablation.splits} draws, {ablation.samples:,} samples test"
     )
     measure = "accuracy" if ablation.kind == "loss" else "agreement"
-    table = _table("", "to hub, %", "of draws", "more", measure, ablation.kind, "work", "bytes up")
+    table = _table(
+        "", "to\nhub, %", "of draws", "more", measure, _two_lines(ablation.kind), "work", "bytes\nup"
+    )
     built = next(row for row in ablation.rows if row.name == AS_BUILT)
     for row in ablation.rows:
         table.add_row(
@@ -92,9 +99,14 @@ def _table(*heads: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for index, head in enumerate(heads):
         table.add_column(
-            head, justify="right" if index else "left", no_wrap=index > 0, min_width=0 if index else 26
+            head, justify="right" if index else "left", no_wrap=index > 0, min_width=0 if index else _NAMES
         )
     return table
+
+
+def _two_lines(kind: str) -> str:
+    """A word that is longer than the figures below it."""
+    return kind.replace("disagreement", "dis-\nagreement")
 
 
 def _certified(seen: Evaluation) -> str:

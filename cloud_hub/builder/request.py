@@ -167,6 +167,11 @@ def _check(request: BuildRequest, where: str) -> None:
         raise BuildError(f"{where}: wire_scale is a step of int8 or uint8, and encoding is float32")
     if request.rebase is not None and request.edge is not None:
         raise BuildError(f"{where}: rebase keeps the bundle's own edge network: leave edge out")
+    sized = request.size != "auto" or request.budget_ms is not None or request.budget_kb is not None
+    if sized and (request.edge is not None or request.rebase is not None):
+        raise BuildError(
+            f"{where}: size and budgets choose a network to train: leave them out with edge or rebase"
+        )
     if request.edge is None and request.cuts:
         raise BuildError(f"{where}: cuts names values of a network of your own: give edge as well")
     if list(request.exits) != sorted(set(request.exits)):

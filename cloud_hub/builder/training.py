@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import Progress
 
 from cloud_hub.builder.network import (
@@ -113,9 +114,7 @@ def train_edge(
             total = total + weight * ((1.0 - distillation.share) * hard + distillation.share * soft)
         return total
 
-    _fit(
-        model, loss_of, x, y, schedule=schedule, augment=augment, checkpoint=checkpoint, title=title
-    )
+    _fit(model, loss_of, x, y, schedule=schedule, augment=augment, checkpoint=checkpoint, title=title)
     return _parameters(model)
 
 
@@ -246,7 +245,7 @@ def _fit(
     rates = torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.peak_rate, total_steps=steps)
     run = TrainingState(model.module, optimiser, rates, rng)
     model.module.train()
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         first = run.resume(checkpoint) if checkpoint is not None else 0
         task = progress.add_task(title, total=steps, completed=first * steps_per_epoch)
         for epoch in range(first, schedule.epochs):

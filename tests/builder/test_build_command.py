@@ -174,7 +174,7 @@ def test_too_little_data_for_the_promise_says_how_many_samples_it_takes(tmp_path
     assert brought().build(tmp_path / "out", *QUICK, "--epsilon", "0.001") == 11
     line = complaint_of(capsys.readouterr())
     assert "epsilon 0.001 at delta 0.05 for 1 plan needs at least 2995 samples without a loss" in line
-    assert "or --uncertified for a bundle without a promise" in line
+    assert "; or --uncertified for a bundle without a promise" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -307,10 +307,15 @@ def test_evaluate_reads_arrays_of_other_names(tmp_path, capsys):
     assert (seen["samples"], seen["reference"]) == (50, "true labels")
 
 
-def test_ablate_takes_the_directory_of_a_build(capsys):
+def test_ablate_takes_the_directory_of_a_build_and_cuts_no_figure(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     test = ["--data", brought().data, "--epsilon", "0.05", "--splits", "1"]
     assert run_hub("ablate", built(), *test) == 0
-    assert "as built" in capsys.readouterr().out
+    rows = capsys.readouterr().out.splitlines()
+    assert next(row for row in rows if "of draws" in row).split()[-1] == "up"
+    built_row = next(row for row in rows if row.startswith("as built")).split()
+    assert built_row[-2] == "%"
+    assert float(built_row[-1]) > 0
     assert run_hub("ablate", built() / "bundle", *test, "--json") == 0
     rows = msgspec.json.decode(capsys.readouterr().out, type=Ablation).rows
     assert {"as built", "no early exit"} <= {row.name for row in rows}

@@ -108,7 +108,7 @@ def test_groups_keep_their_meaning_across_parts_and_may_have_another_name(save):
         ({"x": X, "y": np.eye(12)}, "argmax"),
         ({"x": X, "y": Y - 1}, "label -1 (sample 0)"),
         ({"x": X, "y": Y + 0.5}, "0.5 (sample 0), which is no whole number"),
-        ({"x": X, "y": Y, "labels": np.array(["a", "b"])}, "label 2 (sample 2): labels are 0 to 1"),
+        ({"x": X, "y": Y, "labels": np.array(["a", "b"])}, "label 2 (sample 2): there are 2 names, so labels are 0 to 1"),
         ({"x": X, "labels": Y}, "--y-key labels"),
         ({"x": X[:, 0]}, "x is (12,): expected (samples, *shape)"),
         ({"x": np.float32(1)}, "x is ()"),
@@ -130,7 +130,7 @@ def test_python_objects_are_refused_and_never_unpickled(save):
 def test_a_missing_file_and_a_text_file_are_told(tmp_path):
     assert "no such file" in refusal_of(load_parts, tmp_path / "none.npz")
     (tmp_path / "data.csv").write_text("1,2,3")
-    assert "data.csv: not a readable .csv file" in refusal_of(load_parts, tmp_path / "data.csv")
+    assert "data.csv: no data: give an .npz" in refusal_of(load_parts, tmp_path / "data.csv")
 
 
 def test_a_size_above_the_bound_is_refused_from_the_header_alone(tmp_path):

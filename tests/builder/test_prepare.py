@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
-from cloud_hub.builder.data import Dataset, Parts
+from cloud_hub.builder.data import Dataset, Parts, data_sha256
 from cloud_hub.builder.prepare import prepare, preprocess_of, wire_of
 from cloud_hub.builder.request import make_request
 from cloud_hub.errors import BuildError
@@ -166,6 +166,12 @@ def test_unlabelled_data_are_judged_by_the_full_model_and_that_is_said(request_f
     prepared = prepare(request_for(data=changed("y", lambda y: None)))
     assert not prepared.labelled
     assert prepared.notes[-1].startswith("no calibration labels: what is certified is agreement")
+
+
+def test_another_seed_certifies_on_other_samples(request_for):
+    first, second, again = (prepare(request_for(seed=seed)).splits.calibrate for seed in (0, 1, 0))
+    assert data_sha256(first) != data_sha256(second)
+    assert data_sha256(first) == data_sha256(again)
 
 
 def test_no_group_is_in_two_parts(request_for):

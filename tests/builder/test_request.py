@@ -41,15 +41,13 @@ EVERY = {
     "max_bytes": 1000,
     "exits": (0.1, 0.6),
     "cuts": ("conv1", "relu/4"),
-    "size": "small",
-    "budget_ms": 1.5,
-    "budget_kb": 200.0,
     "profile": "/board.json",
     "epochs": 3,
     "batch": 32,
     "distillation": 0.75,
     "litert": True,
 }
+TRAINED = {"size": "small", "budget_ms": 1.5, "budget_kb": 200.0}
 
 
 def typed(values):
@@ -98,13 +96,13 @@ def recipe(tmp_path):
 
 
 def test_the_values_here_are_every_key_and_no_default():
-    assert {*EVERY, "rebase"} == set(BuildRequest.__struct_fields__)
+    assert {*EVERY, *TRAINED, "rebase"} == set(BuildRequest.__struct_fields__)
     request, plain = make_request(EVERY), make_request(LEAST)
     same = {key for key in EVERY if getattr(request, key) == getattr(plain, key)}
     assert same == set(LEAST)
 
 
-@pytest.mark.parametrize("values", [EVERY, LEAST, {**LEAST, "rebase": "/old"}])
+@pytest.mark.parametrize("values", [EVERY, LEAST, {**LEAST, **TRAINED}, {**LEAST, "rebase": "/old"}])
 def test_typed_written_and_in_python_a_request_is_the_same(recipe, values):
     expected = make_request(values)
     assert all(getattr(expected, key) == value for key, value in values.items())
@@ -160,6 +158,8 @@ def test_paths_in_a_recipe_start_at_its_folder_and_typed_ones_at_the_working_dir
         ({"hop": 3}, "hop needs window"),
         ({"window": 4, "hop": 5}, "hop = 5: 1 to the window's 4"),
         ({"rebase": "a", "edge": "b"}, "rebase keeps the bundle's own edge network: leave edge out"),
+        ({"rebase": "a", "budget_kb": 9.0}, "size and budgets choose a network to train: leave them out"),
+        ({"edge": "a", "size": "small"}, "size and budgets choose a network to train"),
         ({"cuts": ("a",)}, "cuts names values of a network of your own: give edge as well"),
         ({"exits": (0.5, 0.2)}, "exits are shares of the cost in ascending order"),
         ({"encoding": "float32", "wire_scale": 1.0}, "wire_scale is a step of int8 or uint8"),
