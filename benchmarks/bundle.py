@@ -14,9 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_hub.builder.assemble import Declaration
-from cloud_hub.builder.export import export_full, export_staged
 from cloud_hub.builder.naive import Calibration, build_naive_bundle
-from cloud_hub.builder.network import Conv, Dense, Flatten, MaxPool, Network, Relu, Stage, initial_parameters
+from cloud_hub.builder.networks.export import export_full, export_staged
+from cloud_hub.builder.networks.network import (
+    Conv,
+    Dense,
+    Flatten,
+    MaxPool,
+    Network,
+    Relu,
+    Stage,
+    initial_parameters,
+)
 from edge_cascade.manifest import Preprocess, Wire
 from edge_cascade.policy import OperatingPoint, Plan
 

@@ -16,9 +16,9 @@ def build(out: Path, *, dimensions: int = 1, seed: int = 0, model: str = "tiny")
     """A bundle of three stages with Conv+BatchNorm, int8 and fp32; the directory that holds it and full.onnx."""
     pytest.importorskip("onnx", reason="building a bundle needs onnx (the dev extra)")
     from cloud_hub.builder.assemble import Declaration
-    from cloud_hub.builder.export import export_full, export_staged
     from cloud_hub.builder.naive import Calibration, build_naive_bundle
-    from cloud_hub.builder.network import (
+    from cloud_hub.builder.networks.export import export_full, export_staged
+    from cloud_hub.builder.networks.network import (
         Conv,
         Dense,
         Flatten,

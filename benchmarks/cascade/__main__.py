@@ -30,9 +30,9 @@ from benchmarks.cascade.sets import FASHION, SETS, Arrays, MeasuredSet
 from benchmarks.cascade.times import Times, measure_times
 from benchmarks.harness import machine_line, parse_options, print_table, write_json
 from cloud_hub.builder.build import build
-from cloud_hub.builder.card import Card
+from cloud_hub.builder.calibration.outcomes import Outcomes
 from cloud_hub.builder.collect import StageRuns, full_labels, received, stages_of_bundle
-from cloud_hub.builder.outcomes import Outcomes
+from cloud_hub.builder.reports.card import Card
 from cloud_hub.builder.request import BuildRequest, make_request
 from cloud_hub.builder.steps import Checkpoint
 from edge_cascade.bundle import load_bundle

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cascade.sets import Arrays, MeasuredSet
-from cloud_hub.builder.export import export_full
-from cloud_hub.builder.network import (
+from cloud_hub.builder.networks.export import export_full
+from cloud_hub.builder.networks.network import (
     Conv,
     Dense,
     Flatten,
@@ -20,8 +20,8 @@ from cloud_hub.builder.network import (
     Relu,
     Stage,
 )
+from cloud_hub.builder.networks.training import Augment, Schedule, train_full
 from cloud_hub.builder.steps import Steps
-from cloud_hub.builder.training import Augment, Schedule, train_full
 
 Floats = NDArray[np.float32]
 

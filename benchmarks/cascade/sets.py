@@ -5,7 +5,8 @@ Fashion-MNIST (Xiao et al. 2017): 50,000 images train, 10,000 calibrate, the 10,
 CWRU (Case Western Reserve University bearing data, 12 kHz, drive end): 16 conditions under 4 loads, windows of
 1,024 values that overlap by half. `in time`: of every recording the first 60 % train, the next 40 % calibrate,
 what was recorded later tests; this is the easier split, because every recording is in all parts. `by load`:
-loads 0 and 1 train, load 2 calibrates, load 3 tests: recordings that were never seen. Where samples must be
+loads 0 and 1 train, load 2 calibrates, load 3 tests: recordings that were never seen, but for the machine
+without a fault, which was recorded under one load only and is divided in time. Where samples must be
 independent (calibration and test) every other window is left out, so that none overlaps with another.
 """
 
@@ -74,14 +75,19 @@ def cwru_in_time(file: Path) -> Arrays:
 def cwru_by_load(file: Path) -> Arrays:
     """No recording in two parts: other loads, so other speeds and other noise."""
     with np.load(file, allow_pickle=False) as data:
-        load = data["load_train"]
-        thin = np.concatenate([rows[::2] for rows in _recordings(data, "train")])
-        parts = {
-            "train": ("train", np.flatnonzero(load <= 1)),
-            "calibration": ("train", thin[load[thin] == 2]),
-            "test": ("train", thin[load[thin] == 3]),
-        }
-        return _parts(data, parts)
+        chosen: dict[str, list[NDArray[np.intp]]] = {"train": [], "calibration": [], "test": []}
+        for rows in _recordings(data, "train"):
+            if data["classes"][data["y_train"][rows[0]]] == "Normal":
+                first, second = int(0.5 * len(rows)), int(0.75 * len(rows))
+                chosen["train"].append(rows[:first])
+                chosen["calibration"].append(rows[first + 1 : second : 2])
+                chosen["test"].append(rows[second + 1 :: 2])
+            elif data["load_train"][rows[0]] <= 1:
+                chosen["train"].append(rows)
+            else:
+                part = "calibration" if data["load_train"][rows[0]] == 2 else "test"
+                chosen[part].append(rows[::2])
+        return _parts(data, {name: ("train", np.concatenate(rows)) for name, rows in chosen.items()})
 
 
 def _recordings(data: Mapping[str, NDArray[np.generic]], part: str) -> list[NDArray[np.intp]]:

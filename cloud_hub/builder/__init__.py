@@ -1,1 +1,1 @@
-"""From a trained network to a bundle: exits, quantisation, cutting, calibration, ONNX."""
+"""`cloud-hub build`: from a trained classifier and data to a certified bundle. See docs/build.md."""

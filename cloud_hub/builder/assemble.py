@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_hub.builder.calibration.descent import MAX_ACCEPT_SCORE
+from cloud_hub.builder.calibration.outcomes import Floats
 from cloud_hub.builder.collect import StageRuns, Stages, Step, off_the_wire, received, stages_of_cuts
-from cloud_hub.builder.descent import MAX_ACCEPT_SCORE
-from cloud_hub.builder.outcomes import Floats
-from cloud_hub.builder.quantise import quantise
-from cloud_hub.builder.staged import StagedGraph
-from cloud_hub.builder.stages import CutStage, cut_stages
+from cloud_hub.builder.graphs.quantise import quantise
+from cloud_hub.builder.graphs.staged import StagedGraph
+from cloud_hub.builder.graphs.stages import CutStage, cut_stages
 from cloud_hub.builder.write import GraphPart, WeightsPart, write_bundle
 from edge_cascade.durable import write_durably
 from edge_cascade.manifest import Bounds, Preprocess, Stage, Window, Wire

@@ -27,7 +27,14 @@ from cloud_hub.builder.assemble import (
     ladder_steps,
     write_model,
 )
-from cloud_hub.builder.card import (
+from cloud_hub.builder.calibration.certify import Certified, MeasuredLadder, Targets, certify
+from cloud_hub.builder.calibration.outcomes import Outcomes
+from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received
+from cloud_hub.builder.costs import Costs, board_costs, int8_pays
+from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
+from cloud_hub.builder.naive import choose_naive, naive_policy
+from cloud_hub.builder.prepare import Prepared, prepare
+from cloud_hub.builder.reports.card import (
     CARD_HTML,
     CARD_MD,
     REPORT,
@@ -38,17 +45,10 @@ from cloud_hub.builder.card import (
     make_card,
     write_card,
 )
-from cloud_hub.builder.certify import Certified, MeasuredLadder, Targets, certify
-from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received
-from cloud_hub.builder.costs import Costs, board_costs, int8_pays
-from cloud_hub.builder.data import Dataset, data_sha256
-from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
-from cloud_hub.builder.naive import choose_naive, naive_policy
-from cloud_hub.builder.outcomes import Outcomes
-from cloud_hub.builder.prepare import Prepared, prepare
+from cloud_hub.builder.reports.traffic import PlanRun
 from cloud_hub.builder.request import BuildRequest
+from cloud_hub.builder.samples.data import Dataset, data_sha256
 from cloud_hub.builder.steps import FOLDER, Steps
-from cloud_hub.builder.traffic import PlanRun
 from cloud_hub.errors import BuildError, CertificateError
 from edge_cascade.bundle import GRAPH, MANIFEST, load_bundle
 

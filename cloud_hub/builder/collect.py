@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.builder.data import Dataset
-from cloud_hub.builder.outcomes import Floats, Labels, Outcomes
-from cloud_hub.builder.stages import CutStage, logits_model_of
-from cloud_hub.builder.temperature import fit_temperature
+from cloud_hub.builder.calibration.outcomes import Floats, Labels, Outcomes
+from cloud_hub.builder.calibration.temperature import fit_temperature
+from cloud_hub.builder.graphs.stages import CutStage, logits_model_of
+from cloud_hub.builder.samples.data import Dataset
 from edge_cascade.backends.onnx import OnnxStage, open_whole_model
 from edge_cascade.bundle import Bundle, StageModel
 from edge_cascade.manifest import Preprocess, Wire

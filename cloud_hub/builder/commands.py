@@ -210,7 +210,7 @@ def _build(args: argparse.Namespace) -> int:
     request = request_of(args)
     with build_extra():
         from cloud_hub.builder.build import build
-        from cloud_hub.builder.summary import print_summary
+        from cloud_hub.builder.reports.summary import print_summary
 
     console = Console(stderr=True)
     try:

@@ -14,9 +14,9 @@ from cloud_hub.errors import BuildError
 if TYPE_CHECKING:
     import msgspec
 
-    from cloud_hub.builder.ablate import Promise
-    from cloud_hub.builder.load import Keys
-    from cloud_hub.builder.traffic import PlanRun, Sender
+    from cloud_hub.builder.reports.ablate import Promise
+    from cloud_hub.builder.reports.traffic import PlanRun, Sender
+    from cloud_hub.builder.samples.load import Keys
 
 DEFAULT_EPSILON: Final = 0.005
 DEFAULT_DELTA: Final = 0.05
@@ -82,9 +82,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     with build_extra():
         # Only here: `cloud-hub run` registers these commands too, and should not pay for what they import.
-        from cloud_hub.builder.evaluate import evaluate
-        from cloud_hub.builder.report_inputs import read_inputs
-        from cloud_hub.builder.report_tables import print_evaluation
+        from cloud_hub.builder.reports.evaluate import evaluate
+        from cloud_hub.builder.reports.inputs import read_inputs
+        from cloud_hub.builder.reports.tables import print_evaluation
 
     sender = _sender(args)
     run = read_inputs(args.bundle, args.data, args.full, _keys(args)).run(args.plan)
@@ -98,9 +98,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _ablate(args: argparse.Namespace) -> int:
     with build_extra():
-        from cloud_hub.builder.ablate import ablate, standard_variants
-        from cloud_hub.builder.report_inputs import read_inputs
-        from cloud_hub.builder.report_tables import print_ablation
+        from cloud_hub.builder.reports.ablate import ablate, standard_variants
+        from cloud_hub.builder.reports.inputs import read_inputs
+        from cloud_hub.builder.reports.tables import print_ablation
 
     sender = _sender(args)
     inputs = read_inputs(args.bundle, args.data, args.full, _keys(args))
@@ -128,13 +128,13 @@ def _variant(text: str) -> tuple[str, str]:
 
 
 def _keys(args: argparse.Namespace) -> Keys:
-    from cloud_hub.builder.load import Keys
+    from cloud_hub.builder.samples.load import Keys
 
     return Keys(args.x_key, args.y_key, args.groups_key, args.labels_key)
 
 
 def _sender(args: argparse.Namespace) -> Sender:
-    from cloud_hub.builder.traffic import Sender
+    from cloud_hub.builder.reports.traffic import Sender
 
     if args.rate is not None and not 0 < args.rate < math.inf:
         raise BuildError(f"--rate {args.rate} is no number of samples a second")
@@ -143,7 +143,7 @@ def _sender(args: argparse.Namespace) -> Sender:
 
 def _promise(args: argparse.Namespace, run: PlanRun) -> Promise:
     """What the bundle promises, unless told otherwise."""
-    from cloud_hub.builder.ablate import Promise
+    from cloud_hub.builder.reports.ablate import Promise
 
     kind = "disagreement" if run.outcomes.labels is None else "loss"
     certificate = next(

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from cloud_hub.builder.calibration.outcomes import Floats
 from cloud_hub.builder.collect import Stages
-from cloud_hub.builder.outcomes import Floats
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import OnnxStage
 from edge_cascade.bundle import StageModel, load_bundle

@@ -12,20 +12,20 @@ from typing import Final
 import numpy as np
 from rich.console import Console
 
-from cloud_hub.builder.adopt import adopt
 from cloud_hub.builder.assemble import Cuts, cut_network
+from cloud_hub.builder.calibration.outcomes import Floats, Labels
 from cloud_hub.builder.collect import Stages, full_logits, stages_of_bundle
 from cloud_hub.builder.costs import board_ratio
-from cloud_hub.builder.cuts import cut_table, prepare_cuts
-from cloud_hub.builder.data import data_sha256
-from cloud_hub.builder.export import export_staged
 from cloud_hub.builder.extra import require_extra
-from cloud_hub.builder.family import Candidate, default_family
-from cloud_hub.builder.outcomes import Floats, Labels
+from cloud_hub.builder.graphs.adopt import adopt
+from cloud_hub.builder.graphs.cuts import cut_table, prepare_cuts
+from cloud_hub.builder.graphs.staged import StagedGraph
+from cloud_hub.builder.networks.export import export_staged
+from cloud_hub.builder.networks.family import Candidate, default_family
+from cloud_hub.builder.networks.selection import measure_candidate, select_candidate
 from cloud_hub.builder.prepare import Prepared
 from cloud_hub.builder.request import BuildRequest
-from cloud_hub.builder.selection import measure_candidate, select_candidate
-from cloud_hub.builder.staged import StagedGraph
+from cloud_hub.builder.samples.data import data_sha256
 from cloud_hub.builder.steps import Steps
 from cloud_hub.errors import BuildError
 from edge_cascade.bundle import Bundle, load_bundle
@@ -139,7 +139,7 @@ def _lesson(prepared: Prepared, console: Console) -> Lesson:
 def _with_exits(
     edge: Path, request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
 ) -> tuple[StagedGraph, Mapping[str, str]]:
-    from cloud_hub.builder.heads import train_heads
+    from cloud_hub.builder.graphs.heads import train_heads
 
     own = adopt(edge, sample_shape=prepared.full.input_shape, role="edge network")
     if own.classes != prepared.full.classes or own.input_shape != prepared.full.input_shape:
@@ -159,7 +159,7 @@ def _with_exits(
 def _trained(
     request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
 ) -> tuple[StagedGraph, Mapping[str, str]]:
-    from cloud_hub.builder.training import Distillation, Schedule, train_edge
+    from cloud_hub.builder.networks.training import Distillation, Schedule, train_edge
 
     require_extra("torch")
     candidate = choose_candidate(request, prepared)
@@ -237,6 +237,6 @@ def litert_of(cuts: Cuts) -> Mapping[tuple[int, Precision], bytes]:
     Raises:
         BuildError: naming an operator that cannot be written for it.
     """
-    from cloud_hub.builder.tflite import litert_files
+    from cloud_hub.builder.litert.stage_files import litert_files
 
     return litert_files(cuts.by_precision, cuts.staged)

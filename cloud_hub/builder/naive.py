@@ -20,12 +20,12 @@ from cloud_hub.builder.assemble import (
     ladder_steps,
     write_model,
 )
-from cloud_hub.builder.calibrate import cheapest_within, make_plan, select_paying
-from cloud_hub.builder.certify import MeasuredLadder
+from cloud_hub.builder.calibration.certify import MeasuredLadder
+from cloud_hub.builder.calibration.naive_plan import cheapest_within, make_plan, select_paying
+from cloud_hub.builder.calibration.outcomes import Floats, Labels, Outcomes, joined
+from cloud_hub.builder.calibration.track import Chain, follow
 from cloud_hub.builder.collect import StageRuns, full_labels, received
-from cloud_hub.builder.outcomes import Floats, Labels, Outcomes, joined
-from cloud_hub.builder.staged import StagedGraph
-from cloud_hub.builder.track import Chain, follow
+from cloud_hub.builder.graphs.staged import StagedGraph
 from edge_cascade.policy import Plan
 
 

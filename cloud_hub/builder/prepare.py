@@ -8,13 +8,13 @@ from typing import Final
 
 import numpy as np
 
-from cloud_hub.builder.adopt import Classifier, adopt
 from cloud_hub.builder.assemble import FULL_MODEL, Declaration
 from cloud_hub.builder.collect import full_labels, received
-from cloud_hub.builder.data import Dataset, Parts, Shape, fit_parts, label_names
-from cloud_hub.builder.load import Keys, load_parts
+from cloud_hub.builder.graphs.adopt import Classifier, adopt
 from cloud_hub.builder.request import BuildRequest
-from cloud_hub.builder.splits import Splits, split_parts
+from cloud_hub.builder.samples.data import Dataset, Parts, Shape, fit_parts, label_names
+from cloud_hub.builder.samples.load import Keys, load_parts
+from cloud_hub.builder.samples.splits import Splits, split_parts
 from cloud_hub.errors import BuildError
 from edge_cascade.manifest import Preprocess, Window, Wire
 

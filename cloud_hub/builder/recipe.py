@@ -22,18 +22,25 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from cloud_hub.builder.adopt import adopt
 from cloud_hub.builder.assemble import FULL_MODEL, Declaration, cut_network
 from cloud_hub.builder.build import Built, complete
-from cloud_hub.builder.data import Dataset, Parts
 from cloud_hub.builder.edge_network import REPRESENTATIVE, EdgeNetwork, litert_of
-from cloud_hub.builder.export import export_full, export_staged
-from cloud_hub.builder.network import Network
+from cloud_hub.builder.graphs.adopt import adopt
+from cloud_hub.builder.networks.export import export_full, export_staged
+from cloud_hub.builder.networks.network import Network
+from cloud_hub.builder.networks.training import (
+    Augment,
+    Distillation,
+    Schedule,
+    predict,
+    train_edge,
+    train_full,
+)
 from cloud_hub.builder.prepare import Prepared
+from cloud_hub.builder.reports.summary import print_summary
 from cloud_hub.builder.request import BuildRequest, make_request
-from cloud_hub.builder.splits import split_parts
-from cloud_hub.builder.summary import print_summary
-from cloud_hub.builder.training import Augment, Distillation, Schedule, predict, train_edge, train_full
+from cloud_hub.builder.samples.data import Dataset, Parts
+from cloud_hub.builder.samples.splits import split_parts
 from edge_cascade.manifest import Preprocess, Window, Wire
 from edge_cascade.preprocess import normalise
 from edge_cascade.tensors import through_wire

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from cloud_hub.builder.arrays import MAX_DATA_BYTES
+from cloud_hub.builder.samples.arrays import MAX_DATA_BYTES
 from cloud_hub.errors import BuildError
 from edge_cascade.errors import SettingsError
 from edge_cascade.manifest import Layout

@@ -34,7 +34,7 @@ RUNTIMES: Final = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 _FIX: Final = "pip install 'edge-daemon[litert]'"
 _THREADS: Final = 1
 
-# One RELU from x (1,) to y (1,), written by `cloud_hub.builder.tflite_writer`.
+# One RELU from x (1,) to y (1,), written by `cloud_hub.builder.litert.writer`.
 PROBE: Final = base64.b64decode(
     "GAAAAFRGTDMAAA4AGAAUABAADAAIAAQADgAAABQAAAAYAAAAIAAAACQAAAADAAAAAQAAACQAAAAFAAAAcHJvYmUAAAABAAAA"
     "OAAAAAEAAAAYAAAABAAEAAQAAAAMAAwACwAAAAAABAAMAAAAEwAAAAAAABMMABQAEAAMAAgABAAMAAAAEAAAABQAAAAYAAAA"

@@ -14,9 +14,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.builder.network import AveragePool, Conv, Dense, Flatten, Layer, MaxPool, Network, Relu, Stage
+from cloud_hub.builder.networks.network import (
+    AveragePool,
+    Conv,
+    Dense,
+    Flatten,
+    Layer,
+    MaxPool,
+    Network,
+    Relu,
+    Stage,
+)
+from cloud_hub.builder.networks.training import Distillation, Schedule
 from cloud_hub.builder.recipe import Recipe, Samples, Sets, run
-from cloud_hub.builder.training import Distillation, Schedule
 from edge_cascade.manifest import Wire
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.builder.network import Conv, Dense, GlobalAveragePool, Layer, Network, Relu, Stage
+from cloud_hub.builder.networks.network import Conv, Dense, GlobalAveragePool, Layer, Network, Relu, Stage
+from cloud_hub.builder.networks.training import Distillation, Schedule
 from cloud_hub.builder.recipe import Recipe, Samples, Sets, run
-from cloud_hub.builder.training import Distillation, Schedule
 from edge_cascade.manifest import Window, Wire
 from edge_daemon.simulate.vibration import LABELS, LENGTH, Split, draw_windows
 

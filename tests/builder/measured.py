@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cloud_hub.builder.outcomes import Outcomes
+from cloud_hub.builder.calibration.outcomes import Outcomes
 from edge_cascade.policy import Rung
 from edge_cascade.scores import HEAD_WIDTH, LABEL, SCORE_COLUMN, head_of_logits
 

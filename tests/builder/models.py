@@ -21,9 +21,11 @@ from rich.console import Console
 from cloud_hub.__main__ import main
 from cloud_hub.builder.assemble import Declaration
 from cloud_hub.builder.build import build
-from cloud_hub.builder.export import export_full, export_staged
+from cloud_hub.builder.graphs.onnx_graph import run_for
+from cloud_hub.builder.graphs.staged import features_name
 from cloud_hub.builder.naive import Calibration, build_naive_bundle
-from cloud_hub.builder.network import (
+from cloud_hub.builder.networks.export import export_full, export_staged
+from cloud_hub.builder.networks.network import (
     AveragePool,
     Conv,
     Dense,
@@ -33,9 +35,7 @@ from cloud_hub.builder.network import (
     Stage,
     initial_parameters,
 )
-from cloud_hub.builder.onnx_graph import run_for
 from cloud_hub.builder.request import make_request
-from cloud_hub.builder.staged import features_name
 from edge_cascade.manifest import Preprocess, Wire
 from edge_cascade.preprocess import normalise
 from tests.builder.onnx_models import model_of, tensor
@@ -226,7 +226,7 @@ def run_hub(*arguments):
 
 @contextmanager
 def _without_plots():
-    name = "cloud_hub.builder.card_plots"
+    name = "cloud_hub.builder.reports.card_plots"
     before = sys.modules.get(name)
     sys.modules[name] = None
     try:

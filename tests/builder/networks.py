@@ -3,9 +3,9 @@
 import numpy as np
 
 from cloud_hub.builder.assemble import Declaration
-from cloud_hub.builder.export import export_full, export_staged
 from cloud_hub.builder.naive import Calibration, build_naive_bundle
-from cloud_hub.builder.network import (
+from cloud_hub.builder.networks.export import export_full, export_staged
+from cloud_hub.builder.networks.network import (
     AveragePool,
     Conv,
     Dense,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cloud_hub.builder.report_inputs import Inputs, read_inputs
+from cloud_hub.builder.reports.inputs import Inputs, read_inputs
 from edge_cascade.policy import Certificate
 from edge_cascade.shipped import shipped_model_dir
 

@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("onnx", reason="the builder needs onnx (the dev extra)")
 
-from cloud_hub.builder.ablate import (
+from cloud_hub.builder.calibration.outcomes import Outcomes, walk
+from cloud_hub.builder.calibration.track import follow, upload_shares
+from cloud_hub.builder.reports.ablate import (
     AS_BUILT,
     Ablation,
     Promise,
@@ -16,9 +18,7 @@ from cloud_hub.builder.ablate import (
     chain_of_last_rung,
     standard_variants,
 )
-from cloud_hub.builder.outcomes import Outcomes, walk
-from cloud_hub.builder.track import follow, upload_shares
-from cloud_hub.builder.traffic import PlanRun, Sender
+from cloud_hub.builder.reports.traffic import PlanRun, Sender
 from cloud_hub.errors import BuildError, CertificateError
 from edge_cascade.policy import ACCEPT_ALL, ACCEPT_NONE
 from edge_cascade.scores import SCORE_COLUMN

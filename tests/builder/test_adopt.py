@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from cloud_hub.builder.adopt import adopt
-from cloud_hub.builder.onnx_graph import run_for
+from cloud_hub.builder.graphs import adopt as adopting
+from cloud_hub.builder.graphs.adopt import adopt
+from cloud_hub.builder.graphs.onnx_graph import run_for
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import open_whole_model
-from edge_cascade.onnx_file import inspect_model
+from edge_cascade.onnx_file import Limits, inspect_model
 from tests.builder.onnx_models import FLOAT, dense_model, image_model, model_of, tensor
 
 IMAGES = np.random.default_rng(5).standard_normal((4, 3, 8, 8)).astype(np.float32)
@@ -504,9 +505,10 @@ def test_a_file_of_many_gigabytes_is_refused_before_it_is_read(tmp_path):
     assert "2147483648 bytes, more than" in refusal(path)
 
 
-def test_weights_that_nobody_would_read_are_refused():
-    model = dense_model(initializers=[tensor("large", np.zeros(9 << 20, np.float32))])
-    assert "its weights are 38 MB" in refusal(model)
+def test_weights_that_nobody_would_read_are_refused(monkeypatch):
+    monkeypatch.setattr(adopting, "FULL_MODEL_LIMITS", Limits(max_inline_bytes=1 << 20))
+    model = dense_model(initializers=[tensor("large", np.zeros(1 << 19, np.float32))])
+    assert "its weights are 2 MB, more than the 1 MB that are read" in refusal(model)
 
 
 @settings(max_examples=150)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloud_hub.builder.export import export_full
+from cloud_hub.builder.networks.export import export_full
 from edge_cascade.backends.onnx import OnnxStage, open_whole_model
 from edge_cascade.bundle import load_bundle
 from edge_cascade.ladder import Ladder

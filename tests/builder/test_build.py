@@ -15,14 +15,14 @@ from rich.console import Console
 from cloud_hub.builder import build as builder
 from cloud_hub.builder.assemble import Policy
 from cloud_hub.builder.build import measure_ladders, uninterrupted
-from cloud_hub.builder.card import CARD_HTML, CARD_MD, REPORT, Card
+from cloud_hub.builder.calibration.outcomes import losses, walk
 from cloud_hub.builder.collect import collect
-from cloud_hub.builder.data import Dataset, data_sha256
 from cloud_hub.builder.edge_network import make_edge_network
 from cloud_hub.builder.naive import naive_policy
-from cloud_hub.builder.outcomes import losses, walk
 from cloud_hub.builder.prepare import prepare
+from cloud_hub.builder.reports.card import CARD_HTML, CARD_MD, REPORT, Card
 from cloud_hub.builder.request import make_request
+from cloud_hub.builder.samples.data import Dataset, data_sha256
 from cloud_hub.builder.steps import Steps
 from cloud_hub.models import load_model
 from edge_cascade.backends.onnx import OnnxStage

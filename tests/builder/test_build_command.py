@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import helper
 
-from cloud_hub.builder.ablate import Ablation
-from cloud_hub.builder.card import Card
-from cloud_hub.builder.evaluate import Evaluation
+from cloud_hub.builder.reports.ablate import Ablation
+from cloud_hub.builder.reports.card import Card
+from cloud_hub.builder.reports.evaluate import Evaluation
 from edge_daemon.__main__ import main as edge_daemon
 from tests.builder.models import (
     QUICK,

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from cloud_hub.builder.calibrate import MAX_LOSS, cheapest_within, make_plan, select_paying
-from cloud_hub.builder.outcomes import losses, walk
-from cloud_hub.builder.paying import is_less, select_default
-from cloud_hub.builder.track import Chain, follow
+from cloud_hub.builder.calibration.naive_plan import MAX_LOSS, cheapest_within, make_plan, select_paying
+from cloud_hub.builder.calibration.outcomes import losses, walk
+from cloud_hub.builder.calibration.paying import is_less, select_default
+from cloud_hub.builder.calibration.track import Chain, follow
 from edge_cascade.policy import ACCEPT_ALL, ACCEPT_NONE, SAMPLE, OperatingPoint, Plan, Rung
 from tests.builder.measured import ladder_of, outcomes_of
 

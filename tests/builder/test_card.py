@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("onnx", reason="the builder needs onnx (the dev extra)")
 
-from cloud_hub.builder.card import (
+from cloud_hub.builder.calibration.outcomes import Outcomes
+from cloud_hub.builder.reports.card import (
     CARD_HTML,
     CARD_MD,
     REPORT,
@@ -22,10 +23,9 @@ from cloud_hub.builder.card import (
     select_curve_points,
     write_card,
 )
-from cloud_hub.builder.card_pages import html_of, markdown_of
-from cloud_hub.builder.card_text import certificate_sentence, sections_of, share_of_many
-from cloud_hub.builder.outcomes import Outcomes
-from cloud_hub.builder.traffic import PlanRun
+from cloud_hub.builder.reports.card_pages import html_of, markdown_of
+from cloud_hub.builder.reports.card_text import certificate_sentence, sections_of, share_of_many
+from cloud_hub.builder.reports.traffic import PlanRun
 from tests.builder.reports import certificate, digits
 
 HOSTILE = '</title><script>alert("1")</script>|`x` [a](b) \n# no heading'
@@ -200,7 +200,7 @@ def test_the_same_card_gives_the_same_bytes(card, tmp_path):
 
 def test_without_matplotlib_the_page_has_its_tables(card, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "cloud_hub.builder.card_plots", raising=False)
+    monkeypatch.delitem(sys.modules, "cloud_hub.builder.reports.card_plots", raising=False)
     write_card(tmp_path, card)
     page = (tmp_path / CARD_HTML).read_text()
     assert "<svg" not in page

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_hub.builder.calibrate import cheapest_within
-from cloud_hub.builder.chain import (
+from cloud_hub.builder.calibration.chain import (
     MAX_POINTS,
     chain_of_one_threshold,
     chain_of_thresholds,
@@ -12,9 +11,10 @@ from cloud_hub.builder.chain import (
     point_costs,
     shared_chain,
 )
-from cloud_hub.builder.descent import MAX_ACCEPT_SCORE, prepare_search
-from cloud_hub.builder.outcomes import Outcomes
-from cloud_hub.builder.track import follow, mean_costs, upload_shares
+from cloud_hub.builder.calibration.descent import MAX_ACCEPT_SCORE, prepare_search
+from cloud_hub.builder.calibration.naive_plan import cheapest_within
+from cloud_hub.builder.calibration.outcomes import Outcomes
+from cloud_hub.builder.calibration.track import follow, mean_costs, upload_shares
 from edge_cascade.policy import ACCEPT_ALL, ACCEPT_NONE, SAMPLE, OperatingPoint, Plan, Rung, check_plan
 from tests.builder.measured import heads_of, ladder_of, outcomes_of
 

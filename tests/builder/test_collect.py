@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from cloud_hub.builder import collect as collecting
-from cloud_hub.builder.calibrate import make_plan
+from cloud_hub.builder.calibration.naive_plan import make_plan
+from cloud_hub.builder.calibration.outcomes import Outcomes, walk
 from cloud_hub.builder.collect import (
     StageRuns,
     chunks,
@@ -15,8 +16,7 @@ from cloud_hub.builder.collect import (
     received,
     stages_of_bundle,
 )
-from cloud_hub.builder.data import Dataset
-from cloud_hub.builder.outcomes import Outcomes, walk
+from cloud_hub.builder.samples.data import Dataset
 from edge_cascade.backends.onnx import OnnxStage
 from edge_cascade.errors import BackendError
 from edge_cascade.ladder import Ladder

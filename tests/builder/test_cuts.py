@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from cloud_hub.builder.adopt import adopt
-from cloud_hub.builder.cuts import Cut, cut_table, find_cuts, measure_costs, prepare_cuts
+from cloud_hub.builder.graphs.adopt import adopt
+from cloud_hub.builder.graphs.cuts import Cut, cut_table, find_cuts, measure_costs, prepare_cuts
 from cloud_hub.errors import BuildError
 from tests.builder.onnx_models import image_model, model_of, residual_model, tensor
 

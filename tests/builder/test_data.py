@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cloud_hub.builder.arrays import list_arrays, read_arrays
-from cloud_hub.builder.data import Dataset, Parts, data_sha256, fit_parts, label_names
-from cloud_hub.builder.load import Keys, load_dataset, load_parts
+from cloud_hub.builder.samples.arrays import list_arrays, read_arrays
+from cloud_hub.builder.samples.data import Dataset, Parts, data_sha256, fit_parts, label_names
+from cloud_hub.builder.samples.load import Keys, load_dataset, load_parts
 from cloud_hub.errors import BuildError
 
 X = np.arange(60, dtype=np.float32).reshape(12, 5)
@@ -108,7 +108,10 @@ def test_groups_keep_their_meaning_across_parts_and_may_have_another_name(save):
         ({"x": X, "y": np.eye(12)}, "argmax"),
         ({"x": X, "y": Y - 1}, "label -1 (sample 0)"),
         ({"x": X, "y": Y + 0.5}, "0.5 (sample 0), which is no whole number"),
-        ({"x": X, "y": Y, "labels": np.array(["a", "b"])}, "label 2 (sample 2): there are 2 names, so labels are 0 to 1"),
+        (
+            {"x": X, "y": Y, "labels": np.array(["a", "b"])},
+            "label 2 (sample 2): there are 2 names, so labels are 0 to 1",
+        ),
         ({"x": X, "labels": Y}, "--y-key labels"),
         ({"x": X[:, 0]}, "x is (12,): expected (samples, *shape)"),
         ({"x": np.float32(1)}, "x is ()"),

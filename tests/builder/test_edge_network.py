@@ -9,9 +9,9 @@ from onnx import helper
 from rich.console import Console
 
 from cloud_hub.builder import edge_network
-from cloud_hub.builder.card import Card
 from cloud_hub.builder.edge_network import check_rebase, choose_candidate, full_digest, make_edge_network
 from cloud_hub.builder.prepare import prepare
+from cloud_hub.builder.reports.card import Card
 from cloud_hub.builder.request import make_request
 from cloud_hub.builder.steps import FOLDER, Steps
 from edge_cascade.bundle import load_bundle

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 pytest.importorskip("onnx", reason="the builder needs onnx (the dev extra)")
 
 from cloud_hub.builder import commands_report
-from cloud_hub.builder.evaluate import Evaluation, evaluate
-from cloud_hub.builder.outcomes import Outcomes, Walk
-from cloud_hub.builder.recheck import binomial_tail, check_certificate, clopper_pearson
-from cloud_hub.builder.report_inputs import load_samples, read_full_model
-from cloud_hub.builder.traffic import PlanRun, Sender
+from cloud_hub.builder.calibration.outcomes import Outcomes, Walk
+from cloud_hub.builder.reports.evaluate import Evaluation, evaluate
+from cloud_hub.builder.reports.inputs import load_samples, read_full_model
+from cloud_hub.builder.reports.recheck import binomial_tail, check_certificate, clopper_pearson
+from cloud_hub.builder.reports.traffic import PlanRun, Sender
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import OnnxStage
 from edge_cascade.ladder import Ladder

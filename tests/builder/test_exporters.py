@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from cloud_hub.builder.adopt import adopt
-from cloud_hub.builder.cuts import find_cuts, prepare_cuts
+from cloud_hub.builder.graphs.adopt import adopt
+from cloud_hub.builder.graphs.cuts import find_cuts, prepare_cuts
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import open_whole_model
 

@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_hub.builder.export import export_staged
-from cloud_hub.builder.family import Candidate, default_family
-from cloud_hub.builder.network import initial_parameters
-from cloud_hub.builder.selection import measure_candidate, select_candidate
-from cloud_hub.builder.stages import cut_stages
+from cloud_hub.builder.graphs.stages import cut_stages
+from cloud_hub.builder.networks.export import export_staged
+from cloud_hub.builder.networks.family import Candidate, default_family
+from cloud_hub.builder.networks.network import initial_parameters
+from cloud_hub.builder.networks.selection import measure_candidate, select_candidate
 from cloud_hub.errors import BuildError
 
 SHAPES = st.one_of(

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud_hub.builder import heads
-from cloud_hub.builder.adopt import adopt
-from cloud_hub.builder.cuts import Cut, CutPlan, prepare_cuts
-from cloud_hub.builder.heads import plan_heads, train_heads
-from cloud_hub.builder.onnx_graph import run_for
-from cloud_hub.builder.quantise import quantise
-from cloud_hub.builder.staged import is_head_node, logits_name
-from cloud_hub.builder.stages import cut_stages
+from cloud_hub.builder.graphs import heads
+from cloud_hub.builder.graphs.adopt import adopt
+from cloud_hub.builder.graphs.cuts import Cut, CutPlan, prepare_cuts
+from cloud_hub.builder.graphs.heads import plan_heads, train_heads
+from cloud_hub.builder.graphs.onnx_graph import run_for
+from cloud_hub.builder.graphs.quantise import quantise
+from cloud_hub.builder.graphs.staged import is_head_node, logits_name
+from cloud_hub.builder.graphs.stages import cut_stages
 from cloud_hub.builder.steps import Steps
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import OnnxStage, open_whole_model

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloud_hub.builder.network import (
+from cloud_hub.builder.networks.network import (
     BATCH_NORM_EPSILON,
     Conv,
     Dense,

@@ -2,9 +2,9 @@ import numpy as np
 import onnx
 import pytest
 
-from cloud_hub.builder.data import Dataset, Parts, data_sha256
 from cloud_hub.builder.prepare import prepare, preprocess_of, wire_of
 from cloud_hub.builder.request import make_request
+from cloud_hub.builder.samples.data import Dataset, Parts, data_sha256
 from cloud_hub.errors import BuildError
 from edge_cascade.manifest import Preprocess, Window, Wire
 from edge_cascade.preprocess import normalise

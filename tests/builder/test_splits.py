@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_hub.builder.data import Dataset, Parts
-from cloud_hub.builder.splits import (
+from cloud_hub.builder.samples.data import Dataset, Parts
+from cloud_hub.builder.samples.splits import (
     DROPPED,
     MIN_SAMPLES,
     Shares,

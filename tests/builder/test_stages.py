@@ -2,10 +2,10 @@ import numpy as np
 import onnx
 import pytest
 
-from cloud_hub.builder.export import export_staged
-from cloud_hub.builder.quantise import quantise
-from cloud_hub.builder.staged import features_name, logits_name
-from cloud_hub.builder.stages import cut_stages
+from cloud_hub.builder.graphs.quantise import quantise
+from cloud_hub.builder.graphs.staged import features_name, logits_name
+from cloud_hub.builder.graphs.stages import cut_stages
+from cloud_hub.builder.networks.export import export_staged
 from edge_cascade.backends.onnx import OnnxStage, onnxruntime
 from edge_cascade.bundle import StageModel
 from edge_cascade.onnx_file import inspect_model

@@ -60,8 +60,8 @@ def test_a_checkpoint_that_was_never_written_is_none(tmp_path):
 
 def test_training_goes_on_from_a_checkpoint_to_the_very_same_weights(tmp_path):
     pytest.importorskip("torch", reason="training needs torch (the build extra)")
-    from cloud_hub.builder.network import Conv, Dense, Flatten, Network, Relu, Stage
-    from cloud_hub.builder.training import Schedule, train_full
+    from cloud_hub.builder.networks.network import Conv, Dense, Flatten, Network, Relu, Stage
+    from cloud_hub.builder.networks.training import Schedule, train_full
 
     class Interrupted(Checkpoint):
         def save(self, arrays, state):

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from cloud_hub.builder.export import export_staged
-from cloud_hub.builder.quantise import quantise
-from cloud_hub.builder.staged import INPUT, StagedGraph, float_value, make_model
-from cloud_hub.builder.stages import cut_stages
-from cloud_hub.builder.tflite import litert_files
+from cloud_hub.builder.graphs.quantise import quantise
+from cloud_hub.builder.graphs.staged import INPUT, StagedGraph, float_value, make_model
+from cloud_hub.builder.graphs.stages import cut_stages
+from cloud_hub.builder.litert.stage_files import litert_files
+from cloud_hub.builder.networks.export import export_staged
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import OnnxStage
 from edge_cascade.bundle import LitertModel, StageModel

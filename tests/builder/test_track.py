@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cloud_hub.builder.outcomes import Outcomes, disagreements, losses, walk
-from cloud_hub.builder.track import (
+from cloud_hub.builder.calibration.outcomes import Outcomes, disagreements, losses, walk
+from cloud_hub.builder.calibration.track import (
     Chain,
     disagreements_if_answered,
     follow,

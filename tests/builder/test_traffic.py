@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("onnx", reason="the builder needs onnx (the dev extra)")
 
-from cloud_hub.builder.outcomes import walk
-from cloud_hub.builder.traffic import (
+from cloud_hub.builder.calibration.outcomes import walk
+from cloud_hub.builder.reports.traffic import (
     FIRST_SAMPLE_AT_MS,
     Bytes,
     PlanRun,

@@ -13,9 +13,9 @@ from edge_cascade.tflite_file import inspect_tflite
 def files_of(bundle):
     """The .tflite file of each (stage, precision)."""
     pytest.importorskip("flatbuffers")
-    from cloud_hub.builder.staged import StagedGraph
-    from cloud_hub.builder.stages import CutStage
-    from cloud_hub.builder.tflite import litert_files
+    from cloud_hub.builder.graphs.staged import StagedGraph
+    from cloud_hub.builder.graphs.stages import CutStage
+    from cloud_hub.builder.litert.stage_files import litert_files
 
     stages = bundle.graph.stages
     shapes = StagedGraph(

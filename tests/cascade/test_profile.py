@@ -87,7 +87,9 @@ costs = st.floats(min_value=1e-3, max_value=1e9)
 def test_there_and_back_again_is_a_ratio_of_one(pairs):
     here = profile(*(stage(number, p50_us=pair[0]) for number, pair in enumerate(pairs)))
     there = profile(*(stage(number, p50_us=pair[1]) for number, pair in enumerate(pairs)))
-    assert speed_ratio(here.stages, there.stages)["fp32"] * speed_ratio(there.stages, here.stages)["fp32"] == pytest.approx(1.0)
+    assert speed_ratio(here.stages, there.stages)["fp32"] * speed_ratio(there.stages, here.stages)[
+        "fp32"
+    ] == pytest.approx(1.0)
 
 
 @given(st.binary(max_size=200))

@@ -12,8 +12,7 @@ from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb, Ladder
 from edge_cascade.profile import decode_profile
 from edge_cascade.shipped import find_bundle, shipped_model_dir
-from edge_daemon.__main__ import main
-from edge_daemon.bench.board import describe_machine, peak_resident_bytes, resident_bytes
+from edge_cascade.stage_timing import StageKey, runnable_cases, runnable_plans, runnable_stages
 from edge_cascade.timing import (
     MAX_BLOCK,
     MIN_ROUNDS,
@@ -24,10 +23,11 @@ from edge_cascade.timing import (
     measure_rate,
     measure_tight,
 )
+from edge_daemon.__main__ import main
+from edge_daemon.bench.board import describe_machine, peak_resident_bytes, resident_bytes
 from edge_daemon.bench.plans import PlanCost, price_plan, recommend_plan, with_exit_points
 from edge_daemon.bench.samples import DataError, default_samples, load_samples
 from edge_daemon.bench.sensors import Energy, read_energy, read_rails, read_temperatures, watts_between
-from edge_cascade.stage_timing import StageKey, runnable_cases, runnable_plans, runnable_stages
 from edge_daemon.bench.vitals import Rail, Stretch, Temperature, Watch, rails_of, temperatures_of
 from edge_daemon.models import open_stage
 

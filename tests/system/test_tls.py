@@ -22,9 +22,9 @@ def wide_model_dir(tmp_path_factory):
     """A small model of a large input, sent as float32: 160 kB a sample."""
     pytest.importorskip("onnx", reason="building a bundle needs onnx (the dev extra)")
     from cloud_hub.builder.assemble import Declaration
-    from cloud_hub.builder.export import export_full, export_staged
     from cloud_hub.builder.naive import Calibration, build_naive_bundle
-    from cloud_hub.builder.network import (
+    from cloud_hub.builder.networks.export import export_full, export_staged
+    from cloud_hub.builder.networks.network import (
         Conv,
         Dense,
         GlobalAveragePool,

@@ -1,0 +1,1 @@
+"""From what every rung says to plans and certificates: chains, tests, choices. No I/O."""

@@ -1,0 +1,1 @@
+"""Writes stages as .tflite files."""
