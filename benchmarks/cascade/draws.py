@@ -19,7 +19,7 @@ from benchmarks.harness import print_table
 from cloud_hub.builder.calibration.chain import ChoosePoint, optimised_chain, shared_chain
 from cloud_hub.builder.calibration.naive_plan import cheapest_within
 from cloud_hub.builder.calibration.outcomes import Outcomes
-from cloud_hub.builder.calibration.risk_test import SampleLosses, last_passed, upper_bounds
+from cloud_hub.builder.calibration.p_values import SampleLosses, last_passed, upper_bounds
 from cloud_hub.builder.calibration.track import Chain, follow, mean_costs, risk_if_answered, upload_shares
 from cloud_hub.builder.calibration.units import expected_to_pass, measure, units_of
 from edge_cascade.policy import Rung

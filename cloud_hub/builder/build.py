@@ -35,16 +35,13 @@ from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
 from cloud_hub.builder.naive import choose_naive, naive_policy
 from cloud_hub.builder.prepare import Prepared, prepare
 from cloud_hub.builder.reports.card import (
-    CARD_HTML,
-    CARD_MD,
-    REPORT,
     Card,
     DataPart,
     Provenance,
     TradeRow,
     make_card,
-    write_card,
 )
+from cloud_hub.builder.reports.card_files import discard_card, write_card
 from cloud_hub.builder.reports.traffic import PlanRun
 from cloud_hub.builder.request import BuildRequest
 from cloud_hub.builder.samples.data import Dataset, data_sha256
@@ -220,12 +217,6 @@ def _board_costs(request: BuildRequest, prepared: Prepared, stages: Stages) -> C
     declaration = prepared.declaration
     one = received(prepared.splits.optimise.x[:1], declaration.preprocess, declaration.wire)
     return board_costs(stages, one, Path(request.profile))
-
-
-def discard_card(out: Path) -> None:
-    """Remove the report and its pages."""
-    for name in (REPORT, CARD_MD, CARD_HTML):
-        (out / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from cloud_hub.builder.collect import collect
 from cloud_hub.builder.edge_network import make_edge_network
 from cloud_hub.builder.naive import naive_policy
 from cloud_hub.builder.prepare import prepare
-from cloud_hub.builder.reports.card import CARD_HTML, CARD_MD, REPORT, Card
+from cloud_hub.builder.reports.card import Card
+from cloud_hub.builder.reports.card_files import CARD_HTML, CARD_MD, REPORT
 from cloud_hub.builder.request import make_request
 from cloud_hub.builder.samples.data import Dataset, data_sha256
 from cloud_hub.builder.steps import Steps

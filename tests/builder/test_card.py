@@ -11,9 +11,6 @@ pytest.importorskip("onnx", reason="the builder needs onnx (the dev extra)")
 
 from cloud_hub.builder.calibration.outcomes import Outcomes
 from cloud_hub.builder.reports.card import (
-    CARD_HTML,
-    CARD_MD,
-    REPORT,
     Card,
     DataPart,
     Provenance,
@@ -21,8 +18,8 @@ from cloud_hub.builder.reports.card import (
     make_card,
     reliability_of,
     select_curve_points,
-    write_card,
 )
+from cloud_hub.builder.reports.card_files import CARD_HTML, CARD_MD, REPORT, write_card
 from cloud_hub.builder.reports.card_pages import html_of, markdown_of
 from cloud_hub.builder.reports.card_text import certificate_sentence, sections_of, share_of_many
 from cloud_hub.builder.reports.traffic import PlanRun

@@ -8,7 +8,7 @@ from benchmarks.cascade.draws import Trial, run_draws
 from cloud_hub.builder.calibration import certify as module
 from cloud_hub.builder.calibration.certify import Certified, MeasuredLadder, Targets, certify
 from cloud_hub.builder.calibration.outcomes import disagreements, losses, walk
-from cloud_hub.builder.calibration.risk_test import GroupLosses, SampleLosses
+from cloud_hub.builder.calibration.p_values import GroupLosses, SampleLosses
 from cloud_hub.errors import BuildError, CertificateError
 from edge_cascade.policy import check_plan
 from tests.builder.measured import heads_of, ladder_of, outcomes_of

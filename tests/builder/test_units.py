@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cloud_hub.builder.calibration.outcomes import Outcomes
-from cloud_hub.builder.calibration.risk_test import GroupLosses, SampleLosses
+from cloud_hub.builder.calibration.p_values import GroupLosses, SampleLosses
 from cloud_hub.builder.calibration.track import Chain, follow, losses_if_answered
 from cloud_hub.builder.calibration.units import expected_to_pass, foresee, measure, units_of
 from edge_cascade.policy import SAMPLE, Rung

@@ -21,8 +21,7 @@ import numpy as np
 from cloud_hub.builder.calibration.chain import optimised_chain
 from cloud_hub.builder.calibration.outcomes import Outcomes
 from cloud_hub.builder.calibration.outlook import Outlook
-from cloud_hub.builder.calibration.paying import select_default, select_paying
-from cloud_hub.builder.calibration.risk_test import (
+from cloud_hub.builder.calibration.p_values import (
     GroupLosses,
     Losses,
     SampleLosses,
@@ -30,6 +29,7 @@ from cloud_hub.builder.calibration.risk_test import (
     units_needed,
     upper_bounds,
 )
+from cloud_hub.builder.calibration.paying import select_default, select_paying
 from cloud_hub.builder.calibration.track import (
     Chain,
     disagreements_if_answered,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cloud_hub.builder.calibration.chain import ChoosePoint
 from cloud_hub.builder.calibration.outcomes import Outcomes
-from cloud_hub.builder.calibration.risk_test import GroupLosses, Losses, Method, SampleLosses, last_passed
+from cloud_hub.builder.calibration.p_values import GroupLosses, Losses, Method, SampleLosses, last_passed
 from cloud_hub.builder.calibration.track import Array, Marks, Track, risk_if_answered, upload_shares
 
 

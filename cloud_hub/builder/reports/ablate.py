@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from cloud_hub.builder.calibration.chain import chain_of_one_threshold, chain_of_thresholds, point_costs
 from cloud_hub.builder.calibration.outcomes import Outcomes, disagreements, losses, walk
-from cloud_hub.builder.calibration.risk_test import (
+from cloud_hub.builder.calibration.p_values import (
     GroupLosses,
     Losses,
     SampleLosses,

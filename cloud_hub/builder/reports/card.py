@@ -1,13 +1,12 @@
 """A bundle's card: what it does, what it promises, what it costs. `Card` is also what `report.json` holds.
 
-Figures are made here, words in `card_text`, pages in `card_pages`, plots in `card_plots`.
+Figures are made here; words, pages, plots and files in the modules beside it, `card_text` and so on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,14 +15,10 @@ import numpy as np
 from cloud_hub.builder.calibration.outcomes import Outcomes, walk
 from cloud_hub.builder.reports.evaluate import Evaluation, Reference, evaluate
 from cloud_hub.builder.reports.traffic import PlanRun, Sender, cascade_traffic
-from edge_cascade.durable import write_durably
 from edge_cascade.policy import Certificate, OperatingPoint
 from edge_cascade.scores import LABEL, PROBABILITY
 
 FORMAT: Final = 1
-REPORT: Final = "report.json"
-CARD_MD: Final = "card.md"
-CARD_HTML: Final = "card.html"
 
 BINS: Final = 10
 CURVE_POINTS: Final = 24
@@ -192,22 +187,3 @@ def reliability_of(outcomes: Outcomes, rung: int) -> Reliability:
             bins.append(Bin(float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum())))
     ece = sum(each.samples * abs(each.confidence - each.accuracy) for each in bins) / len(outcomes)
     return Reliability(rung, ece, tuple(bins))
-
-
-def write_card(out: Path, card: Card) -> None:
-    """Write `report.json`, `card.md` and `card.html` into `out`; without matplotlib the page has no plots."""
-    from cloud_hub.builder.reports.card_pages import html_of, markdown_of
-    from cloud_hub.builder.reports.card_text import sections_of
-
-    try:
-        from cloud_hub.builder.reports.card_plots import plots_of
-    except ImportError:
-        plots = {}
-    else:
-        plots = plots_of(card)
-    sections = sections_of(card)
-    title = f"{card.evaluation.model} {card.version}"
-    report = msgspec.json.format(msgspec.json.encode(card), indent=2)
-    write_durably(out / REPORT, report + b"\n")
-    write_durably(out / CARD_MD, markdown_of(title, sections).encode())
-    write_durably(out / CARD_HTML, html_of(title, sections, plots).encode())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_hub.builder.calibration.risk_test import (
+from cloud_hub.builder.calibration.p_values import (
     GroupLosses,
     SampleLosses,
     last_passed,
