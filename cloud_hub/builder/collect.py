@@ -27,7 +27,7 @@ from edge_cascade.tensors import through_wire
 Shape = tuple[int, ...]
 Step = tuple[int, Precision, int]
 """A rung before calibration: stage, precision, and the rung that feeds it."""
-Path = tuple[tuple[int, Precision], ...]
+StagePath = tuple[tuple[int, Precision], ...]
 
 _CHUNK = 256
 
@@ -69,7 +69,7 @@ class StageRuns:
 
     def __init__(self, stages: Stages, x: Floats, *, on_rung: Callable[[], None] = lambda: None) -> None:
         self._stages = stages
-        self._features: dict[Path, Floats] = {(): x}
+        self._features: dict[StagePath, Floats] = {(): x}
         self._on_rung = on_rung
 
     def calibrate(
@@ -95,13 +95,13 @@ class StageRuns:
             self._on_rung()
         return np.stack(heads)
 
-    def _features_for(self, path: Path) -> Floats:
+    def _features_for(self, path: StagePath) -> Floats:
         if path not in self._features:
             # Features do not depend on the temperature.
             self._run(path, 1.0)
         return self._features[path]
 
-    def _run(self, path: Path, temperature: float) -> Floats:
+    def _run(self, path: StagePath, temperature: float) -> Floats:
         stage, precision = path[-1]
         given = self._features_for(path[:-1])
         runner = OnnxStage(self._stages.models[stage, precision], self._stages.feature_shapes[stage])
@@ -153,9 +153,9 @@ def chunks(x: Floats) -> Iterator[Floats]:
     return (x[start : start + _CHUNK] for start in range(0, len(x), _CHUNK))
 
 
-def _path_to(rungs: Sequence[Rung], feeds_from: int) -> Path:
+def _path_to(rungs: Sequence[Rung], feeds_from: int) -> StagePath:
     """The stages that lead to a rung's features."""
-    path: Path = ()
+    path: StagePath = ()
     while feeds_from != SAMPLE:
         rung = rungs[feeds_from]
         path = ((rung.stage, rung.precision), *path)
