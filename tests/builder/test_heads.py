@@ -66,20 +66,20 @@ def plan_of(shape, stage_mult_adds, classes=10, **more):
         (Cut("v", shape, stage_mult_adds, 0.5, more.get("channels_last", False), True),), 2 * stage_mult_adds
     )
     (plan,) = plan_heads(whole, classes)
-    return plan.kernel, plan.features, plan.hidden
+    return plan.kernel, plan.strides, plan.features, plan.hidden
 
 
 @pytest.mark.parametrize(
     ("shape", "stage_mult_adds", "expected"),
     [
-        ((16, 32, 32), 10_000_000, ((8, 8), 256, 128)),
-        ((16, 7, 5), 10_000_000, ((2, 2), 16 * 3 * 2, 128)),
-        ((16, 2, 2), 10_000_000, ((1, 1), 64, 128)),
-        ((160, 32, 32), 10_000_000, ((16, 16), 640, 128)),  # a grid of 4 would leave 2,560 features
-        ((16, 32, 32), 40_000, ((16, 16), 64, 54)),  # a grid of 4 would cost more than a tenth
-        ((16, 32, 32), 1_000, ((32, 32), 16, 0)),  # no room for a hidden layer
-        ((8, 100), 10_000_000, ((13,), 8 * 7, 128)),
-        ((64,), 10_000_000, ((), 64, 128)),
+        ((16, 32, 32), 10_000_000, ((8, 8), (8, 8), 256, 128)),
+        ((16, 7, 5), 10_000_000, ((4, 2), (1, 1), 16 * 16, 128)),
+        ((16, 2, 2), 10_000_000, ((1, 1), (1, 1), 64, 128)),
+        ((160, 32, 32), 10_000_000, ((16, 16), (16, 16), 640, 128)),  # a grid of 3 would leave 1,440 features
+        ((16, 32, 32), 40_000, ((16, 16), (16, 16), 64, 54)),  # a grid of 4 would cost more than a tenth
+        ((16, 32, 32), 1_000, ((32, 32), (32, 32), 16, 0)),  # no room for a hidden layer
+        ((8, 100), 10_000_000, ((16,), (12,), 8 * 8, 128)),
+        ((64,), 10_000_000, ((), (), 64, 128)),
     ],
 )
 def test_a_head_is_as_large_as_its_stage_allows(shape, stage_mult_adds, expected):
@@ -87,7 +87,7 @@ def test_a_head_is_as_large_as_its_stage_allows(shape, stage_mult_adds, expected
 
 
 def test_tokens_are_pooled_over_tokens_not_over_channels():
-    assert plan_of((100, 8), 10_000_000, channels_last=True) == ((13,), 8 * 7, 128)
+    assert plan_of((100, 8), 10_000_000, channels_last=True) == ((16,), (12,), 8 * 8, 128)
 
 
 def test_a_network_that_cannot_be_cut_is_one_stage_and_needs_no_training(tmp_path):
