@@ -140,9 +140,12 @@ class Bundle:
         raise BundleError(f"bundle of {self.graph.model!r} has no plan {wanted!r}; it has: {known}")
 
     def certified_point(self, plan: Plan) -> int:
-        """The last point of `plan` that a certificate covers, -1 if none does."""
-        own = (each.last_point for each in self.weights.certificates if each.plan == plan.name)
-        return max(own, default=-1)
+        """The last point of `plan` that its certificate covers, -1 if it has none.
+
+        Where the truth was known that is the certificate of loss: that of disagreement may reach further.
+        """
+        points = {each.kind: each.last_point for each in self.weights.certificates if each.plan == plan.name}
+        return points.get("loss", points.get("disagreement", -1))
 
 
 def bundle_id_of(graph_sha256: str, weights_sha256: str) -> str:

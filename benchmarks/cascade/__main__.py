@@ -37,6 +37,7 @@ from cloud_hub.builder.request import BuildRequest, make_request
 from cloud_hub.builder.steps import Checkpoint
 from edge_cascade.bundle import load_bundle
 from edge_cascade.policy import Plan
+from edge_cascade.preprocess import normalise
 
 FULL_EPOCHS: Final = {"fashion": 10, "cwru": 15, "cwru-load": 15}
 SIZES: Final = {"fashion": "large", "cwru": "medium", "cwru-load": "medium"}
@@ -168,8 +169,10 @@ def _draws(cache: Path, draws: int) -> tuple[Kept, ...]:
     plan: Plan = bundle.plan()
     x = np.concatenate([arrays["x_calibration"], arrays["x_test"]]).astype(np.float32)
     y = np.concatenate([arrays["y_calibration"], arrays["y_test"]]).astype(np.int64)
-    given = received(x.reshape(-1, *bundle.graph.input_shape), bundle.graph.preprocess, bundle.graph.wire)
-    heads = StageRuns(stages_of_bundle(bundle), given).climb(plan.rungs)
+    samples = x.reshape(-1, *bundle.graph.input_shape)
+    given = received(samples, bundle.graph.preprocess, bundle.graph.wire)
+    board = normalise(samples, bundle.graph.preprocess)
+    heads = StageRuns(stages_of_bundle(bundle), board).climb(plan.rungs)
     pool = Outcomes(heads, full_labels((cache / "fashion" / "full.onnx").read_bytes(), given), y)
     trial = Trial(DRAW_SAMPLES, epsilon=0.005, delta=0.05)
     plain = tuple(msgspec.structs.replace(rung, must_agree=False) for rung in plan.rungs)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cloud_hub.builder.calibration.descent import MAX_ACCEPT_SCORE
 from cloud_hub.builder.calibration.outcomes import Floats
-from cloud_hub.builder.collect import StageRuns, Stages, Step, off_the_wire, received, stages_of_cuts
+from cloud_hub.builder.collect import StageRuns, Stages, Step, off_the_wire, stages_of_cuts
 from cloud_hub.builder.graphs.quantise import quantise
 from cloud_hub.builder.graphs.staged import StagedGraph
 from cloud_hub.builder.graphs.stages import CutStage, cut_stages
@@ -77,7 +77,7 @@ def cut_network(staged: StagedGraph, representative: Floats, declaration: Declar
     `representative` are training samples (n, *input_shape) in the sensor's unit, from which int8 takes its
     ranges.
     """
-    given = received(representative, declaration.preprocess, declaration.wire)
+    given = normalise(representative, declaration.preprocess)
     return Cuts(staged, {"fp32": cut_stages(staged), "int8": cut_stages(quantise(staged, given))})
 
 

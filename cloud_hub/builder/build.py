@@ -48,6 +48,7 @@ from cloud_hub.builder.samples.data import Dataset, data_sha256
 from cloud_hub.builder.steps import FOLDER, Steps
 from cloud_hub.errors import BuildError, CertificateError
 from edge_cascade.bundle import GRAPH, MANIFEST, load_bundle
+from edge_cascade.preprocess import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,9 @@ def measure_ladders(
     splits = prepared.splits
     parts = (splits.optimise, splits.calibrate)
     rows = np.arange(len(parts[0]))
-    both = [received(part.x, prepared.declaration.preprocess, prepared.declaration.wire) for part in parts]
-    x = np.concatenate(both)
-    answers = full_labels(prepared.full_file, x)
+    x = np.concatenate([part.x for part in parts])
+    declaration = prepared.declaration
+    answers = full_labels(prepared.full_file, received(x, declaration.preprocess, declaration.wire))
     reference = answers if splits.optimise.y is None else splits.optimise.y
     pays = not costs or int8_pays(costs)
     wanted = {
@@ -163,7 +164,7 @@ def measure_ladders(
     ladders = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("running every rung", total=sum(map(len, wanted.values())))
-        runs = StageRuns(stages, x, on_rung=lambda: progress.advance(task))
+        runs = StageRuns(stages, normalise(x, declaration.preprocess), on_rung=lambda: progress.advance(task))
         for name, steps in wanted.items():
             rungs, heads = runs.calibrate(steps, reference, rows)
             priced = tuple(replace(rung, cost_us=costs.get((rung.stage, rung.precision))) for rung in rungs)
@@ -214,8 +215,7 @@ def _board_costs(request: BuildRequest, prepared: Prepared, stages: Stages) -> C
     """By the board's profile; without one nothing is known of the board."""
     if request.profile is None:
         return {}
-    declaration = prepared.declaration
-    one = received(prepared.splits.optimise.x[:1], declaration.preprocess, declaration.wire)
+    one = normalise(prepared.splits.optimise.x[:1], prepared.declaration.preprocess)
     return board_costs(stages, one, Path(request.profile))
 
 

@@ -1,7 +1,7 @@
 """Runs the stages of a network on samples: what every rung of a ladder says of each. No files.
 
-The stages are those that ship, quantised, on inputs that passed through the wire: what is calibrated and
-certified here is what a board computes.
+The stages are those that ship, quantised. They are given what a board gives them, the sample as the sensor
+has it; the full model is given what a hub gives it, the sample after the wire.
 """
 
 from __future__ import annotations
@@ -117,9 +117,10 @@ def collect(bundle: Bundle, plan: Plan, data: Dataset, full: bytes) -> Outcomes:
     Raises:
         BackendError, BundleError: when a stage or the full model does not run.
     """
-    given = received(data.x, bundle.graph.preprocess, bundle.graph.wire)
-    heads = StageRuns(stages_of_bundle(bundle), given).climb(plan.rungs)
-    return Outcomes(heads, full_labels(full, given), data.y, data.groups)
+    graph = bundle.graph
+    heads = StageRuns(stages_of_bundle(bundle), normalise(data.x, graph.preprocess)).climb(plan.rungs)
+    answers = full_labels(full, received(data.x, graph.preprocess, graph.wire))
+    return Outcomes(heads, answers, data.y, data.groups)
 
 
 def full_logits(full: bytes, normalised: Floats) -> Floats:
@@ -139,7 +140,7 @@ def off_the_wire(x: Floats, wire: Wire) -> Floats:
 
 
 def received(x: Floats, preprocess: Preprocess, wire: Wire) -> Floats:
-    """What the network is given of samples in the sensor's unit, after the wire."""
+    """What the full model is given of samples in the sensor's unit: they passed through the wire."""
     return normalise(off_the_wire(x, wire), preprocess)
 
 

@@ -27,6 +27,7 @@ from cloud_hub.builder.calibration.track import Chain, follow
 from cloud_hub.builder.collect import StageRuns, full_labels, received
 from cloud_hub.builder.graphs.staged import StagedGraph
 from edge_cascade.policy import Plan
+from edge_cascade.preprocess import normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,9 @@ def build_naive_bundle(
 ) -> BuildReport:
     """Quantise, cut, fit thresholds and write `out/bundle` and `out/full.onnx`."""
     stages = cut_network(staged, representative, declaration).stages
-    x = received(calibration.x, declaration.preprocess, declaration.wire)
-    runs, answers = StageRuns(stages, x), full_labels(full, x)
+    x = calibration.x
+    runs = StageRuns(stages, normalise(x, declaration.preprocess))
+    answers = full_labels(full, received(x, declaration.preprocess, declaration.wire))
     made = {}
     for name, steps in ladder_steps(staged.stages).items():
         rungs, heads = runs.calibrate(steps, calibration.y, np.arange(len(x)))

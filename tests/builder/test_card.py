@@ -21,7 +21,7 @@ from cloud_hub.builder.reports.card import (
 )
 from cloud_hub.builder.reports.card_files import CARD_HTML, CARD_MD, REPORT, write_card
 from cloud_hub.builder.reports.card_pages import html_of, markdown_of
-from cloud_hub.builder.reports.card_text import certificate_sentence, sections_of, share_of_many
+from cloud_hub.builder.reports.card_text import promises_of, sections_of, share_of_many
 from cloud_hub.builder.reports.traffic import PlanRun
 from tests.builder.reports import certificate, digits
 
@@ -228,3 +228,13 @@ def test_a_point_beyond_the_certified_one_is_said_to_be():
 def test_a_certificate_of_escalating_everything_is_said_to_save_nothing():
     text = markdown_of("d", sections_of(make_card(run_of((certificate(last_point=0),)), PROVENANCE)))
     assert "everything is sent" in text
+
+
+def test_a_certificate_that_does_not_reach_the_point_in_use_promises_nothing_of_it():
+    short = certificate(kind="disagreement", epsilon=0.02, last_point=3)
+    said = promises_of(make_card(run_of((certificate(last_point=10), short)), PROVENANCE))
+    assert said[0].startswith("With 95 % confidence, at most 5 in 1,000 samples are answered wrongly")
+    assert said[1:] == [
+        "The certificate of disagreement (at most 2 in 100) reaches point 3; of the point in use (10) it promises "
+        "nothing."
+    ]

@@ -138,8 +138,20 @@ def test_collected_outcomes_walk_as_the_boards_ladder_climbs(
     samples = np.random.default_rng(4).standard_normal((300, 1, 128)).astype(np.float32) * 3 + 1
     outcomes = collect(tiny_bundle, plan, Dataset(samples), (tiny_model_dir / "full.onnx").read_bytes())
     walked = walk(outcomes, plan.rungs, plan.score, plan.points[place].max_score)
-    sent = off_the_wire(samples, tiny_bundle.graph.wire)
-    climbs = Ladder(tiny_bundle, plan, OnnxStage, point=place).climb_batch(sent)
+    # A board answers from what its sensor gives; only the hub sees what the wire made of it.
+    climbs = Ladder(tiny_bundle, plan, OnnxStage, point=place).climb_batch(samples)
     assert [climb.answer.rung if climb.accepted else SAMPLE for climb in climbs] == walked.rung.tolist()
     for climb, label in zip(climbs, walked.label, strict=True):
         assert not climb.accepted or climb.answer.label == label
+
+
+def test_the_full_model_answers_what_came_over_the_wire_and_the_board_what_the_sensor_gave(
+    tiny_bundle, tiny_model_dir
+):
+    full = (tiny_model_dir / "full.onnx").read_bytes()
+    samples = np.random.default_rng(5).standard_normal((200, 1, 128)).astype(np.float32) * 3 + 1
+    sent = off_the_wire(samples, tiny_bundle.graph.wire)
+    plan = tiny_bundle.plan("fp32")
+    given, received = (collect(tiny_bundle, plan, Dataset(x), full) for x in (samples, sent))
+    assert np.array_equal(given.full_labels, received.full_labels)
+    assert not np.array_equal(given.heads, received.heads)

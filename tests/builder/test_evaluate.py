@@ -98,7 +98,12 @@ def test_only_certificates_that_cover_the_point_are_checked():
     assert [check.kind for check in evaluate(run, 4, Sender()).checks] == ["loss", "disagreement"]
     assert [check.kind for check in evaluate(run, 5, Sender()).checks] == ["disagreement"]
     assert evaluate(run, 11, Sender()).checks == ()
-    assert evaluate(run, 11, Sender()).certified_point == 10
+    assert evaluate(run, 11, Sender()).certified_point == 4
+
+
+def test_a_disagreement_that_reaches_further_than_the_loss_certifies_no_further_point():
+    run = with_certificates(digits().run("int8"), certificate(kind="disagreement", last_point=10))
+    assert evaluate(run, 4, Sender()).certified_point == 10
 
 
 def test_a_loss_needs_labels_to_be_checked():

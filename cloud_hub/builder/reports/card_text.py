@@ -120,6 +120,19 @@ def _summary_lines(card: Card) -> Iterator[str]:
     )
 
 
+def promises_of(card: Card) -> list[str]:
+    """A sentence for each certificate of the plan: what it says of the point in use, if it reaches that."""
+    seen = card.evaluation
+    return [
+        certificate_sentence(each)
+        if seen.point <= each.last_point
+        else f"The certificate of {each.kind} (at most {share_of_many(each.epsilon)}) reaches point "
+        f"{each.last_point}; of the point in use ({seen.point}) it promises nothing."
+        for each in card.certificates
+        if each.plan == seen.plan
+    ]
+
+
 def _promise(card: Card) -> Section:
     title = "What is promised"
     own = [each for each in card.certificates if each.plan == card.evaluation.plan]
@@ -128,7 +141,9 @@ def _promise(card: Card) -> Section:
             title,
             ("Nothing: the thresholds fit the data they were chosen on, no test on other data was made.",),
         )
-    paragraphs = [certificate_sentence(each) for each in own]
+    paragraphs = promises_of(card)
+    if len(own) > 1:
+        paragraphs.append("Each promise has its confidence for itself; both together have less.")
     if max(each.last_point for each in own) == 0:
         paragraphs.append("No point that keeps a sample on the board passed the test: everything is sent.")
     elif card.evaluation.point > card.evaluation.certified_point:

@@ -21,6 +21,7 @@ from cloud_hub.errors import BuildError
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.manifest import GraphManifest
 from edge_cascade.policy import Plan, Rung
+from edge_cascade.preprocess import normalise
 from edge_cascade.shipped import find_bundle
 
 MAX_FULL_MODEL_BYTES: Final = 2 * 2**30
@@ -79,7 +80,7 @@ class Inputs:
                 raise BuildError(
                     f"{bundle}: its {name} is {second}, that of the bundle {first}: build it alike"
                 )
-        given = received(self.data.x, other.graph.preprocess, other.graph.wire)
+        given = normalise(self.data.x, other.graph.preprocess)
         heads = StageRuns(stages_of_bundle(other), given).climb(own.rungs)
         return Outcomes(heads, self.full_labels, self.data.y, self.data.groups)
 
@@ -97,7 +98,8 @@ def read_inputs(bundle: str, data: Path, full: Path | None, keys: Keys | None = 
     samples = load_samples(data, found.graph, keys)
     model = read_full_model(full or directory.parent / FULL_MODEL, found.graph)
     given = received(samples.x, found.graph.preprocess, found.graph.wire)
-    return Inputs(found, samples, full_labels(model, given), StageRuns(stages_of_bundle(found), given))
+    runs = StageRuns(stages_of_bundle(found), normalise(samples.x, found.graph.preprocess))
+    return Inputs(found, samples, full_labels(model, given), runs)
 
 
 def read_full_model(path: Path, graph: GraphManifest) -> bytes:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from cloud_hub.builder.assemble import BUNDLE, FULL_MODEL
 from cloud_hub.builder.build import Built
-from cloud_hub.builder.reports.card_text import certificate_sentence
+from cloud_hub.builder.reports.card_text import promises_of
 from cloud_hub.builder.reports.tables import print_evaluation
 
 
@@ -17,10 +17,10 @@ def print_summary(built: Built) -> None:
     console = Console()
     card = built.card
     print_evaluation(card.evaluation)
-    own = [each for each in card.certificates if each.plan == card.evaluation.plan]
-    for certificate in own:
-        console.print(certificate_sentence(certificate))
-    if not own:
+    promises = promises_of(card)
+    for sentence in promises:
+        console.print(sentence)
+    if not promises:
         console.print("No certificate: the thresholds fit the calibration data and promise nothing more.")
     print(f"for the boards  {built.out / BUNDLE}  ({built.bundle_id[:12]})")
     print(f"for the hub     {built.out / FULL_MODEL}")
