@@ -11,6 +11,10 @@ CascadeError
 
 from __future__ import annotations
 
+from typing import Final
+
+_LONGEST: Final = 300
+
 
 class CascadeError(Exception):
     """Base of every error that `edge_cascade` raises on purpose."""
@@ -38,3 +42,9 @@ class BackendError(CascadeError):
 
 class SettingsError(CascadeError):
     """A configuration file or variable that cannot be meant; the message is one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, at most 300 characters; its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:_LONGEST] if lines else type(error).__name__

@@ -86,14 +86,6 @@ class _Versioned(msgspec.Struct):
     version: int
 
 
-def cost_of(
-    profile: Profile, bundle_id: str, stage: int, precision: Precision, runtime: str, *, pace: Pace = "tight"
-) -> float | None:
-    """The median of a stage in microseconds; None if it was not measured."""
-    wanted = (bundle_id, stage, precision, runtime, pace)
-    return next((cost.p50_us for cost in profile.stages if _key(cost) == wanted), None)
-
-
 def speed_ratio(
     here: Sequence[StageCost], there: Sequence[StageCost], *, pace: Pace = "tight"
 ) -> dict[Precision, float]:

@@ -287,19 +287,45 @@ def _described(kind: msgspec.inspect.Type) -> str:  # noqa: PLR0911 - one return
             return "true, false"
         case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
             noun = "a whole number" if isinstance(kind, msgspec.inspect.IntType) else "a number"
-            bounds = [
-                f"{sign} {bound:g}" if isinstance(bound, float) else f"{sign} {bound}"
-                for sign, bound in ((">=", kind.ge), (">", kind.gt), ("<=", kind.le), ("<", kind.lt))
-                if bound is not None
-            ]
-            return " ".join((noun, " and ".join(bounds))).strip()
+            return f"{noun}{_bounds(kind)}"
         case msgspec.inspect.StrType():
             return f"a string of 1 to {kind.max_length} characters" if kind.max_length else "a string"
         case msgspec.inspect.StructType():
             return "a table"
         case msgspec.inspect.VarTupleType():
-            return f"a list of {kind.min_length or 0} to {kind.max_length} tables"
+            return f"a list of {_count(kind)}{_items(kind.item_type)}"
     return ""
+
+
+def _bounds(kind: msgspec.inspect.IntType | msgspec.inspect.FloatType) -> str:
+    bounds = [
+        f" {sign} {bound:g}" if isinstance(bound, float) else f" {sign} {bound}"
+        for sign, bound in ((">=", kind.ge), (">", kind.gt), ("<=", kind.le), ("<", kind.lt))
+        if bound is not None
+    ]
+    return " and".join(bounds)
+
+
+def _count(kind: msgspec.inspect.VarTupleType) -> str:
+    if kind.max_length is not None:
+        return f"{kind.min_length or 0} to {kind.max_length} "
+    return f"{kind.min_length} or more " if kind.min_length else ""
+
+
+def _items(kind: msgspec.inspect.Type) -> str:
+    """The plural of what a list holds."""
+    match kind:
+        case msgspec.inspect.StructType():
+            return "tables"
+        case msgspec.inspect.StrType():
+            return "strings"
+        case msgspec.inspect.IntType():
+            return f"whole numbers{_bounds(kind)}"
+        case msgspec.inspect.FloatType():
+            return f"numbers{_bounds(kind)}"
+        case msgspec.inspect.LiteralType():
+            return f"entries of: {_described(kind)}"
+    return "entries"
 
 
 def _shown(value: object) -> str:

@@ -19,7 +19,7 @@ from cloud_hub.builder.graphs.quantise import quantise
 from cloud_hub.builder.graphs.staged import StagedGraph
 from cloud_hub.builder.graphs.stages import CutStage, cut_stages
 from cloud_hub.builder.write import GraphPart, WeightsPart, write_bundle
-from edge_cascade.durable import write_durably
+from edge_cascade.durable import sync_directory, write_durably
 from edge_cascade.manifest import Bounds, Preprocess, Stage, Window, Wire
 from edge_cascade.policy import Certificate, Plan, Precision
 from edge_cascade.preprocess import normalise
@@ -102,7 +102,15 @@ class Content:
 
 
 def write_model(out: Path, content: Content) -> str:
-    """Write `out/bundle` and, for the hub, `out/full.onnx`; returns the bundle's id."""
+    """Write `out/bundle` and, for the hub, `out/full.onnx`; returns the bundle's id.
+
+    Both are written beside their places before either takes its own, so a full disk leaves the old pair. A
+    process that is killed between the two renames leaves the new bundle with the old full model. A hub
+    refuses such a pair by the digest; building once more mends it.
+
+    Raises:
+        OSError: as it came (disk full, read-only).
+    """
     declaration, stages = content.declaration, content.stages
     tensors = {
         f"{precision}/{name}": array
@@ -134,8 +142,14 @@ def write_model(out: Path, content: Content) -> str:
         tolerance=TOLERANCE,
     )
     out.mkdir(parents=True, exist_ok=True)
-    bundle_id = write_bundle(out / BUNDLE, graph, weights)
-    write_durably(out / FULL_MODEL, content.full_model)
+    waiting = out / f".{FULL_MODEL}.new"
+    try:
+        write_durably(waiting, content.full_model)
+        bundle_id = write_bundle(out / BUNDLE, graph, weights)
+        waiting.replace(out / FULL_MODEL)
+        sync_directory(out)
+    finally:
+        waiting.unlink(missing_ok=True)
     return bundle_id
 
 

@@ -46,6 +46,7 @@ from cloud_hub.builder.reports.traffic import PlanRun
 from cloud_hub.builder.request import BuildRequest
 from cloud_hub.builder.samples.data import Dataset, data_sha256
 from cloud_hub.builder.steps import FOLDER, Steps
+from cloud_hub.builder.write import recover_bundle
 from cloud_hub.errors import BuildError, CertificateError
 from edge_cascade.bundle import GRAPH, MANIFEST, load_bundle
 from edge_cascade.preprocess import normalise
@@ -126,6 +127,9 @@ def check_out(out: Path) -> None:
     bundle = out / BUNDLE
     if bundle.exists() and not (bundle / GRAPH / MANIFEST).is_file():
         raise BuildError(f"out: {bundle} is there and is no bundle: choose another directory or remove it")
+    if out.is_dir():
+        with writing_to(out):
+            recover_bundle(bundle)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a long build has finished, kept beside its result so that an interrupted one goes on.
 
-Every file is named by its step and by a digest of all that the step depends on: another seed, other data or
-another version of the step never meets an old file. A file that is damaged is made again.
+Every file is named by its step and by a digest of all that the step depends on, `VERSION` among it: another
+seed, other data or another version never meets an old file. A file that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from edge_cascade.durable import write_durably
 Arrays = dict[str, NDArray[np.generic]]
 
 FOLDER: Final = ".build"
+VERSION: Final = 1
+"""Raised by hand in a change after which a step computes something else from the same inputs."""
+
 _STATE: Final = "state"
 
 
@@ -38,7 +41,8 @@ class Steps:
 
         `depends_on` is anything that JSON can hold. `compute` may keep its own progress in the checkpoint.
         """
-        key = hashlib.sha256(json.dumps([name, depends_on], sort_keys=True).encode()).hexdigest()[:24]
+        inputs = json.dumps([VERSION, name, depends_on], sort_keys=True)
+        key = hashlib.sha256(inputs.encode()).hexdigest()[:24]
         finished = Checkpoint(self._directory / f"{name}-{key}.safetensors")
         kept = finished.load()
         if kept is not None:

@@ -5,12 +5,14 @@ The bytes depend on nothing but what is passed in: no time, no machine, no measu
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -40,6 +42,9 @@ from edge_cascade.manifest import (
     Wire,
 )
 from edge_cascade.policy import Certificate, Plan, Precision
+
+_FRESH: Final = ".new"
+_STALE: Final = ".old"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,11 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
     """Write a bundle as `directory`, replacing what is there, and return its id.
 
     It is written beside `directory` and renamed, so a reader finds the old bundle, none or the new one, never
-    a part of one. The full model is not in it; only its digest is.
+    a part of one. What fails leaves the old bundle; if the process is killed between the two renames,
+    `recover_bundle` of the next write brings it back. The full model is not in it; only its digest is.
+
+    Raises:
+        OSError: as it came (disk full, read-only); the old bundle is then still there.
     """
     graph_files = {**graph.stage_files, GOLDEN_INPUTS: save_safetensors({STAGE_INPUT: graph.golden_inputs})}
     graph_manifest = msgspec.json.encode(
@@ -126,6 +135,23 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
     return bundle_id_of(graph_sha256, hashlib.sha256(weights_manifest).hexdigest())
 
 
+def recover_bundle(directory: Path) -> None:
+    """Tidy up after a write that was killed: bring the old bundle back, or drop it if there is one.
+
+    A second build of the same directory must not be at work.
+
+    Raises:
+        OSError: when the old bundle cannot be renamed; it then stays where it is.
+    """
+    hidden = glob.escape(f".{directory.name}.")
+    stale = sorted(directory.parent.glob(f"{hidden}*{_STALE}"), key=lambda path: path.stat().st_mtime_ns)
+    if stale and not directory.exists():
+        stale.pop().rename(directory)
+        sync_directory(directory.parent)
+    for path in (*stale, *directory.parent.glob(f"{hidden}*{_FRESH}")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
     return {
         name: FileEntry(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
@@ -135,18 +161,30 @@ def _entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
 
 def _replace_directory(directory: Path, parts: Mapping[str, Mapping[str, bytes]]) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh = directory.with_name(f".{directory.name}.{os.getpid()}.new")
-    stale = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+    recover_bundle(directory)
+    fresh = directory.with_name(f".{directory.name}.{os.getpid()}{_FRESH}")
+    stale = directory.with_name(f".{directory.name}.{os.getpid()}{_STALE}")
     try:
         for part, files in parts.items():
             (fresh / part).mkdir(parents=True)
             for name, content in files.items():
                 write_durably(fresh / part / name, content)
-        # A directory cannot be renamed onto one that holds something.
-        if directory.exists():
-            directory.rename(stale)
-        fresh.rename(directory)
+        sync_directory(fresh)
+        _exchange(directory, fresh, stale)
         sync_directory(directory.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def _exchange(directory: Path, fresh: Path, stale: Path) -> None:
+    """Put `fresh` in the place of `directory`, which becomes `stale`; what fails leaves `directory` there."""
+    # A directory cannot be renamed onto one that holds something.
+    if directory.exists():
+        directory.rename(stale)
+    try:
+        fresh.rename(directory)
+    except BaseException:
+        if stale.exists():
+            stale.rename(directory)
+        raise

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cascade.bundle import LitertModel, StageModel
-from edge_cascade.errors import BackendError
+from edge_cascade.errors import BackendError, first_line
 from edge_cascade.manifest import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
 from edge_cascade.scores import HEAD_WIDTH
 from edge_cascade.tflite_file import TensorSummary, digest_of_weights
@@ -126,7 +126,7 @@ class _Runner:
             inputs = _indices(self._interpreter.get_input_details(), model.summary.inputs)
             outputs = _indices(self._interpreter.get_output_details(), model.summary.outputs)
         except Exception as error:  # the runtime raises what its C++ throws
-            raise BackendError(f"{where}: LiteRT refused it: {_first_line(error)}") from error
+            raise BackendError(f"{where}: LiteRT refused it: {first_line(error)}") from error
         shapes = {value.name: value.shape for value in (*model.summary.inputs, *model.summary.outputs)}
         self._input_shape = shapes[STAGE_INPUT]
         self.feature_shape = shapes.get(STAGE_FEATURES)
@@ -148,7 +148,7 @@ class _Runner:
             if features is not None:
                 features[...] = interpreter.get_tensor(self._features)
         except (RuntimeError, ValueError) as error:
-            raise BackendError(f"{self._where}: LiteRT failed: {_first_line(error)}") from error
+            raise BackendError(f"{self._where}: LiteRT failed: {first_line(error)}") from error
 
 
 def _indices(details: list[dict[str, Any]], expected: tuple[TensorSummary, ...]) -> dict[str, int]:
@@ -183,7 +183,7 @@ def _find_interpreter() -> Any:
                 probe.allocate_tensors()
                 probe.invoke()
         except Exception as error:  # noqa: BLE001 - a runtime that is half there fails in any way
-            problems.append(f"{name.partition('.')[0]}: {_first_line(error.__cause__ or error)}")
+            problems.append(f"{name.partition('.')[0]}: {first_line(error.__cause__ or error)}")
         else:
             return interpreter_class
     raise BackendError(f"no LiteRT runtime works here ({'; '.join(problems)}); {_FIX}")
@@ -204,7 +204,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
 
 from edge_cascade.bundle import StageModel
-from edge_cascade.errors import BackendError
+from edge_cascade.errors import BackendError, first_line
 from edge_cascade.manifest import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
 from edge_cascade.onnx_file import Limits, inspect_model
 from edge_cascade.scores import HEAD_WIDTH
@@ -75,7 +75,7 @@ class BoundStage:
         try:
             self._run(self._binding, self._options)
         except _ERRORS as error:
-            raise BackendError(f"stage failed: {_first_line(error)}") from error
+            raise BackendError(f"stage failed: {first_line(error)}") from error
 
 
 class OnnxStage:
@@ -106,7 +106,7 @@ class OnnxStage:
         try:
             outputs = self._session.run(names, feed)
         except _ERRORS as error:
-            raise BackendError(f"{self._where}: {_first_line(error)}") from error
+            raise BackendError(f"{self._where}: {first_line(error)}") from error
         return (None if len(outputs) == 1 else outputs[1]), outputs[0]
 
 
@@ -131,7 +131,7 @@ def open_whole_model(model: bytes, *, threads: int = 1) -> Callable[[Array], Arr
         try:
             logits: Array = session.run([FULL_LOGITS], {FULL_INPUT: x})[0]
         except _ERRORS as error:
-            raise BackendError(f"full model: {_first_line(error)}") from error
+            raise BackendError(f"full model: {first_line(error)}") from error
         return logits
 
     return run
@@ -151,7 +151,7 @@ def _open_session(model: bytes, options: Any, where: str) -> Any:
     try:
         return onnxruntime.InferenceSession(model, options, providers=_PROVIDERS)
     except Exception as error:  # the runtime raises a dozen unrelated types here
-        raise BackendError(f"{where}: onnxruntime refused it: {_first_line(error)}") from error
+        raise BackendError(f"{where}: onnxruntime refused it: {first_line(error)}") from error
 
 
 def _ort_values(weights: Mapping[str, NDArray[np.generic]]) -> dict[str, Any]:
@@ -160,7 +160,3 @@ def _ort_values(weights: Mapping[str, NDArray[np.generic]]) -> dict[str, Any]:
         name: onnxruntime.OrtValue.ortvalue_from_numpy(np.array(np.asarray(array), order="C", copy=True))
         for name, array in weights.items()
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -52,7 +52,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     bench.add_argument("--plan", metavar="NAME", help="a plan of the bundle (default: its own)")
     bench.add_argument("--point", type=int, metavar="N", help="an operating point (default: the chosen one)")
-    bench.add_argument("--data", type=Path, metavar="FILE", help="samples as `x` (n, ...) in an .npz file")
+    bench.add_argument(
+        "--data", type=Path, metavar="FILE", help="samples as `x` or `x_test` (n, ...) in an .npz file"
+    )
     bench.add_argument(
         "--rate", type=_rate, default=50.0, metavar="HZ", help="of the paced samples (default: 50)"
     )

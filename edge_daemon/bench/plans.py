@@ -20,7 +20,8 @@ UPLOAD_SLACK: Final = 0.01
 class PlanCost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A plan at one of its points: mean microseconds a sample, by the exit that each sample left at.
 
-    `upload_share` is what the calibration expects, `escalated_share` what happened on the samples here.
+    `is_certified` says whether a promise holds at that point. `upload_share` is what the calibration expects,
+    `escalated_share` what happened on the samples here.
     """
 
     plan: str
@@ -57,13 +58,17 @@ def price_plan(
     *,
     tight_us: Sequence[float],
     paced_us: Sequence[float],
+    certified_point: int,
 ) -> PlanCost:
-    """What these samples cost in the mean; one that climbed to rung r took `tight_us[r]` or `paced_us[r]`."""
+    """What these samples cost in the mean; one that climbed to rung r took `tight_us[r]` or `paced_us[r]`.
+
+    `certified_point` is the last point that the plan's certificate covers, -1 without one.
+    """
     last = [len(climb.exits) - 1 for climb in climbs]
     return PlanCost(
         plan=plan.name,
         point=point,
-        is_certified=plan.method == "certified",
+        is_certified=point <= certified_point,
         tight_us=sum(tight_us[rung] for rung in last) / len(climbs),
         paced_us=sum(paced_us[rung] for rung in last) / len(climbs),
         mean_rungs=sum(last) / len(climbs) + 1.0,

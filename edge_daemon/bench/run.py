@@ -298,15 +298,15 @@ def _price_plans(
     bundle: Bundle, ladder: Ladder, climbs: Sequence[Climb], x: Floats, *, found: _Found, setting: Setting
 ) -> tuple[PlanCost, ...]:
     """The plan in use first, then the others at their chosen points."""
-    costs = [_price_plan(ladder.plan, ladder.point, climbs, found)]
+    costs = [_price_plan(bundle, ladder.plan, ladder.point, climbs, found)]
     for plan in runnable_plans(bundle, setting.runtime):
         if plan.name != ladder.plan.name:
             own = _climb_all(Ladder(bundle, plan, setting.open_stage), x)
-            costs.append(_price_plan(plan, plan.chosen, own, found))
+            costs.append(_price_plan(bundle, plan, plan.chosen, own, found))
     return tuple(costs)
 
 
-def _price_plan(plan: Plan, point: int, climbs: Sequence[Climb], found: _Found) -> PlanCost:
+def _price_plan(bundle: Bundle, plan: Plan, point: int, climbs: Sequence[Climb], found: _Found) -> PlanCost:
     keys = [ExitKey(plan.name, rung) for rung in range(len(plan.rungs))]
     return price_plan(
         plan,
@@ -314,6 +314,7 @@ def _price_plan(plan: Plan, point: int, climbs: Sequence[Climb], found: _Found) 
         climbs,
         tight_us=[found.tight[key].p50_us for key in keys],
         paced_us=[found.paced[key].p50_us for key in keys],
+        certified_point=bundle.certified_point(plan),
     )
 
 

@@ -18,7 +18,8 @@ from edge_daemon.errors import EXIT_USAGE, EdgeError, SimulationError
 
 MAX_SAMPLES: Final = 2000
 SHIPPED_SAMPLES: Final = 500
-DATA_KEY: Final = "x"
+DATA_KEYS: Final = ("x_test", "x")
+"""What samples are called; the first that is there is taken, as `cloud-hub evaluate` does."""
 
 
 class DataError(EdgeError):
@@ -35,26 +36,26 @@ class Samples(msgspec.Struct, frozen=True):
 
 
 def load_samples(path: Path, bundle: Bundle) -> Samples:
-    """The first samples of an .npz file's `x`.
+    """The first samples of an .npz file's `x_test`, or of its `x`.
 
     Raises:
         DataError: naming the file and what is wrong with it.
     """
-    x = _read_array(path)
+    name, x = _read_array(path)
     wanted = bundle.graph.input_shape
     if x.ndim != len(wanted) + 1 or x.shape[1:] != wanted or not len(x):
         shape = ", ".join(("n", *map(str, wanted)))
-        raise DataError(f"{path}: x has the shape {x.shape}, {bundle.graph.model!r} takes ({shape})")
+        raise DataError(f"{path}: {name} has the shape {x.shape}, {bundle.graph.model!r} takes ({shape})")
     if x.dtype.kind not in "fiub":
-        raise DataError(f"{path}: x is {x.dtype}, expected numbers")
+        raise DataError(f"{path}: {name} is {x.dtype}, expected numbers")
     with np.errstate(over="ignore"):
         used = x[:MAX_SAMPLES].astype(np.float32)
     if not np.isfinite(used).all():
-        raise DataError(f"{path}: x holds NaN or infinity as float32; remove those samples")
+        raise DataError(f"{path}: {name} holds NaN or infinity as float32; remove those samples")
     return Samples(used, f"the first {len(used)} of {len(x)} samples of {path.name}")
 
 
-def _read_array(path: Path) -> NDArray[np.generic]:
+def _read_array(path: Path) -> tuple[str, NDArray[np.generic]]:
     try:
         # Opened here, because np.load leaves a file open that it does not understand.
         with path.open("rb") as raw:
@@ -68,14 +69,18 @@ def _read_array(path: Path) -> NDArray[np.generic]:
         ) from error
 
 
-def _array_in(loaded: NDArray[np.generic] | np.lib.npyio.NpzFile, path: Path) -> NDArray[np.generic]:
+def _array_in(
+    loaded: NDArray[np.generic] | np.lib.npyio.NpzFile, path: Path
+) -> tuple[str, NDArray[np.generic]]:
     if isinstance(loaded, np.ndarray):
         raise DataError(f"{path}: a single array; write it with np.savez(..., x=...)")
-    if DATA_KEY not in loaded:
+    name = next((key for key in DATA_KEYS if key in loaded), None)
+    if name is None:
         found = ", ".join(sorted(loaded)) or "nothing"
-        raise DataError(f"{path}: no array 'x', only: {found}; write it with np.savez(..., x=...)")
-    array: NDArray[np.generic] = loaded[DATA_KEY]
-    return array
+        raise DataError(
+            f"{path}: no array 'x' or 'x_test', only: {found}; write it with np.savez(..., x=...)"
+        )
+    return name, loaded[name]
 
 
 def default_samples(name: str, bundle: Bundle) -> Samples:

@@ -1,7 +1,12 @@
+import errno
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from cloud_hub.builder.networks.export import export_full
+from cloud_hub.builder.write import recover_bundle
 from edge_cascade.backends.onnx import OnnxStage, open_whole_model
 from edge_cascade.bundle import load_bundle
 from edge_cascade.ladder import Ladder
@@ -40,6 +45,73 @@ def test_building_over_an_old_bundle_replaces_it_and_leaves_nothing_behind(tmp_p
     assert new.bundle_id != old.bundle_id
     assert load_bundle(tmp_path / "bundle").graph.version == "1.0.1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "full.onnx"]
+
+
+def refuse_renames_of(monkeypatch, named):
+    """Renaming or replacing a path whose name starts so ends as on a full disk."""
+
+    def refusing(original):
+        def rename(path, target):
+            if path.name.startswith(named[0]) and path.name.endswith(named[1]):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            return original(path, target)
+
+        return rename
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, refusing(getattr(Path, name)))
+
+
+@pytest.mark.parametrize(
+    "named", [(".bundle.", ".new"), (".manifest.json.", ".tmp"), ("..full.onnx.", ".tmp")]
+)
+def test_a_write_that_fails_leaves_the_old_bundle_with_its_full_model_and_nothing_else(
+    tmp_path, monkeypatch, named
+):
+    build_signal_bundle(tmp_path, version="1.0.0")
+    before = files_of(tmp_path)
+    with monkeypatch.context() as patch:
+        refuse_renames_of(patch, named)
+        with pytest.raises(OSError, match="No space left"):
+            build_signal_bundle(tmp_path, version="1.0.1")
+    assert files_of(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "full.onnx"]
+
+
+def test_a_first_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        refuse_renames_of(patch, (".bundle.", ".new"))
+        with pytest.raises(OSError, match="No space left"):
+            build_signal_bundle(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_write_left_gives_the_old_bundle_back(built, tmp_path):
+    for name in (".bundle.17.old", ".bundle.17.new", ".bundle.16.new"):
+        shutil.copytree(built.directory, tmp_path / name)
+    (tmp_path / ".bundle.17.new/graph/manifest.json").unlink()
+    recover_bundle(tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert files_of(tmp_path / "bundle") == files_of(built.directory)
+
+
+def test_the_next_build_removes_what_a_killed_one_left(built, tmp_path):
+    for name in ("bundle", ".bundle.17.old", ".bundle.17.new"):
+        shutil.copytree(built.directory, tmp_path / name)
+    again = build_signal_bundle(tmp_path, version="1.0.1")
+    assert load_bundle(tmp_path / "bundle").bundle_id == again.bundle_id
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "full.onnx"]
+
+
+def test_a_build_that_fails_after_a_killed_one_has_still_brought_the_old_bundle_back(
+    built, tmp_path, monkeypatch
+):
+    shutil.copytree(built.directory, tmp_path / ".bundle.17.old")
+    with monkeypatch.context() as patch:
+        refuse_renames_of(patch, (".manifest.json.", ".tmp"))
+        with pytest.raises(OSError, match="No space left"):
+            build_signal_bundle(tmp_path, version="1.0.1")
+    assert load_bundle(tmp_path / "bundle").bundle_id == built.bundle_id
 
 
 def test_every_rung_reproduces_its_golden_outputs(built):

@@ -14,6 +14,7 @@ from edge_cascade.policy import check_plan
 from tests.builder.measured import heads_of, ladder_of, outcomes_of
 
 DIGEST = "ab" * 32
+TARGETS = Targets(epsilon=0.005, delta=0.05)
 STRENGTHS = (1.6, 2.4, 3.0)
 
 
@@ -44,7 +45,7 @@ def ladder():
 
 @pytest.fixture(scope="module")
 def certified(ladder):
-    return certify([ladder], Targets(), data_sha256=DIGEST)
+    return certify([ladder], TARGETS, data_sha256=DIGEST)
 
 
 def test_a_certificate_says_what_was_tested_and_what_it_costs(ladder, certified):
@@ -87,7 +88,7 @@ def test_the_points_figures_are_those_of_the_samples_that_tested_them(ladder, ce
 
 def test_the_chain_does_not_depend_on_the_samples_that_test_it(ladder, certified):
     other = replace(ladder, test=outcomes_of(3_000, STRENGTHS, seed=77))
-    again = certify([other], Targets(), data_sha256=DIGEST)
+    again = certify([other], TARGETS, data_sha256=DIGEST)
     assert [p.max_score for p in again.plan.points] == [p.max_score for p in certified.plan.points]
     assert again.outlooks == certified.outlooks
     assert at(again, "disagreement").epsilon == at(certified, "disagreement").epsilon
@@ -101,13 +102,13 @@ def test_the_disagreement_epsilon_that_d_opt_sets_reaches_about_as_far_as_the_lo
 
 
 def test_a_disagreement_epsilon_that_is_given_is_the_one_tested(ladder):
-    targets = Targets(disagreement_epsilon=0.0123)
+    targets = replace(TARGETS, disagreement_epsilon=0.0123)
     assert at(certify([ladder], targets, data_sha256=DIGEST), "disagreement").epsilon == 0.0123
 
 
 def test_without_true_labels_the_disagreement_is_certified_at_epsilon_and_alone():
     ladder = measured(labelled=False)
-    certified = certify([ladder], Targets(epsilon=0.01), data_sha256=DIGEST)
+    certified = certify([ladder], replace(TARGETS, epsilon=0.01), data_sha256=DIGEST)
     (certificate,) = certified.certificates
     assert (certificate.kind, certificate.epsilon, certified.kind) == ("disagreement", 0.01, "disagreement")
     assert certified.plan.chosen == certificate.last_point > 0
@@ -119,7 +120,7 @@ def test_plans_share_delta(monkeypatch, ladder):
     both = [ladder, replace(ladder, name="fp32", rungs=ladder_of(STRENGTHS, precision="fp32"))]
     levels = []
     monkeypatch.setattr(module, "last_passed", lambda p, level: levels.append(level) or 0)
-    certified = certify(both, Targets(delta=0.04), data_sha256=DIGEST)
+    certified = certify(both, replace(TARGETS, delta=0.04), data_sha256=DIGEST)
     assert [plan.name for plan in certified.plans] == ["int8", "fp32"]
     assert levels == [0.02] * 4
     assert {certificate.delta for certificate in certified.certificates} == {0.04}
@@ -132,7 +133,7 @@ def test_a_mixed_ladder_that_saves_nothing_on_d_opt_costs_no_delta(ladder, certi
         clueless = heads_of(np.full((1, len(part)), -1), np.full((1, len(part)), 1.0))
         parts.append(replace(part, heads=np.concatenate([part.heads, clueless])))
     useless = MeasuredLadder("int8-fp32", mixed, *parts)
-    assert certify([ladder, useless], Targets(), data_sha256=DIGEST) == certified
+    assert certify([ladder, useless], TARGETS, data_sha256=DIGEST) == certified
 
 
 def test_a_ladder_that_uploads_much_less_becomes_the_default():
@@ -142,16 +143,14 @@ def test_a_ladder_that_uploads_much_less_becomes_the_default():
         replace(part, heads=part.heads[[0, 0, 1]])  # the last rung never gets to say anything
         for part in (weak.optimise, weak.test)
     ]
-    certified = certify(
-        [replace(weak, optimise=poor[0], test=poor[1]), strong], Targets(), data_sha256=DIGEST
-    )
+    certified = certify([replace(weak, optimise=poor[0], test=poor[1]), strong], TARGETS, data_sha256=DIGEST)
     assert certified.default_plan == "fp32"
     assert certified.outlook.plan == "fp32"
 
 
 def test_groups_are_tested_by_betting_and_promise_less_than_samples_would():
     ladder = measured(optimise=1_000, test=4_000, group_size=4)
-    targets = Targets(epsilon=0.01)
+    targets = replace(TARGETS, epsilon=0.01)
     certified = certify([ladder_with_own_groups(ladder)], targets, data_sha256=DIGEST)
     certificate = at(certified, "loss")
     assert (certificate.method, certificate.samples, certificate.groups) == ("betting", 4_000, 1_000)
@@ -178,21 +177,21 @@ def test_groups_of_one_sample_each_are_independent_samples(ladder, certified):
         replace(part, groups=np.arange(len(part)) + start)
         for part, start in ((ladder.optimise, 0), (ladder.test, 10_000))
     ]
-    again = certify([replace(ladder, optimise=parts[0], test=parts[1])], Targets(), data_sha256=DIGEST)
+    again = certify([replace(ladder, optimise=parts[0], test=parts[1])], TARGETS, data_sha256=DIGEST)
     assert again.certificates == certified.certificates
 
 
 def test_a_group_in_both_parts_is_refused():
     with pytest.raises(BuildError, match=r"300 groups \(the first: 0\) are in both parts"):
-        certify([measured(group_size=5)], Targets(epsilon=0.02), data_sha256=DIGEST)
+        certify([measured(group_size=5)], replace(TARGETS, epsilon=0.02), data_sha256=DIGEST)
 
 
 @pytest.mark.parametrize(
     ("targets", "name"),
     [
-        (Targets(epsilon=0.0), "epsilon"),
-        (Targets(delta=1.0), "delta"),
-        (Targets(disagreement_epsilon=5), "dis"),
+        (replace(TARGETS, epsilon=0.0), "epsilon"),
+        (replace(TARGETS, delta=1.0), "delta"),
+        (replace(TARGETS, disagreement_epsilon=5), "dis"),
     ],
 )
 def test_a_promise_out_of_range_is_refused(ladder, targets, name):
@@ -203,12 +202,12 @@ def test_a_promise_out_of_range_is_refused(ladder, targets, name):
 def test_labels_in_one_part_alone_are_refused(ladder):
     half = replace(ladder, test=replace(ladder.test, labels=None))
     with pytest.raises(BuildError, match="one part of the calibration data has labels"):
-        certify([half], Targets(), data_sha256=DIGEST)
+        certify([half], TARGETS, data_sha256=DIGEST)
 
 
 def test_too_few_samples_are_refused_with_what_is_needed():
     with pytest.raises(CertificateError) as raised:
-        certify([measured(test=400)], Targets(), data_sha256=DIGEST)
+        certify([measured(test=400)], TARGETS, data_sha256=DIGEST)
     assert str(raised.value) == (
         "too little calibration data: epsilon 0.005 at delta 0.05 for 1 plan needs at least 598 samples without a "
         "loss, there are 400: give more data, a larger delta, or an epsilon above 0.0075"
@@ -217,11 +216,11 @@ def test_too_few_samples_are_refused_with_what_is_needed():
 
 
 def test_the_epsilon_that_the_refusal_names_is_enough():
-    assert certify([measured(test=400)], Targets(epsilon=0.0075), data_sha256=DIGEST).plans
+    assert certify([measured(test=400)], replace(TARGETS, epsilon=0.0075), data_sha256=DIGEST).plans
 
 
 def test_just_enough_samples_are_not_refused():
-    assert certify([measured(test=598)], Targets(), data_sha256=DIGEST).plans
+    assert certify([measured(test=598)], TARGETS, data_sha256=DIGEST).plans
 
 
 def test_too_few_groups_are_refused_whatever_the_number_of_samples():
@@ -229,7 +228,7 @@ def test_too_few_groups_are_refused_whatever_the_number_of_samples():
     with pytest.raises(
         CertificateError, match=r"436 groups of one size .* there are 100 groups, as good as 100 "
     ):
-        certify([ladder], Targets(epsilon=0.01), data_sha256=DIGEST)
+        certify([ladder], replace(TARGETS, epsilon=0.01), data_sha256=DIGEST)
 
 
 def test_that_only_escalate_all_passes_is_told_with_what_it_would_take(ladder):
@@ -239,7 +238,7 @@ def test_that_only_escalate_all_passes_is_told_with_what_it_would_take(ladder):
         heads[:, ::10, 0] = (part.labels[::10] + 1) % 10
         heads[:, ::10, 1:] = [1.0, 0.0, 0.0, 0.0]
         wrong.append(replace(part, heads=heads))
-    certified = certify([replace(ladder, optimise=wrong[0], test=wrong[1])], Targets(), data_sha256=DIGEST)
+    certified = certify([replace(ladder, optimise=wrong[0], test=wrong[1])], TARGETS, data_sha256=DIGEST)
     assert not certified.saves
     assert (certified.plan.chosen, at(certified, "loss").last_point) == (0, 0)
     assert certified.outlook.at(0.005).upload_share == 1.0

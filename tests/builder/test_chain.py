@@ -49,16 +49,27 @@ def test_a_chain_of_whatever_samples_is_nested_and_leads_from_all_to_nothing(mak
     assert_is_a_chain(make(ladder, "margin", outcomes))
 
 
-@pytest.mark.parametrize("make", [optimised_chain, shared_chain])
+@pytest.mark.parametrize("make", MAKERS)
 def test_a_chain_makes_a_plan_that_a_bundle_accepts_and_escalates_all_or_nothing_at_its_ends(make):
     outcomes = outcomes_of(1_500)
-    chain = make(ladder_of((1, 2, 3)), outcomes, choose_on(outcomes))
+    chain = optimised_chain(ladder_of((1, 2, 3)), outcomes, choose_on(outcomes), make=make)
     assert_is_a_chain(chain)
     uploads = upload_shares(follow(chain, outcomes))
     assert (uploads[0], uploads[-1]) == (1.0, 0.0)
     assert (np.diff(uploads) <= 0).all()
     points = tuple(OperatingPoint(tuple(limits), 0.0, 0.0, 0.0) for limits in chain.max_scores.tolist())
     check_plan(Plan("p", chain.score, chain.rungs, points, 0, "naive"), stages=3)
+
+
+@pytest.mark.parametrize("score", ["margin", "entropy"])
+@pytest.mark.parametrize("must_agree", [False, True])
+def test_a_chain_is_chosen_among_the_scores_and_the_agreement_rules_that_are_named(score, must_agree):
+    outcomes = outcomes_of(400)
+    chain = optimised_chain(
+        ladder_of((1, 2, 3)), outcomes, choose_on(outcomes), scores=[score], agreements=[must_agree]
+    )
+    assert chain.score == score
+    assert [rung.must_agree for rung in chain.rungs] == [False, must_agree, must_agree]
 
 
 def test_a_chain_has_places_to_stop_wherever_uploads_are():

@@ -1,6 +1,5 @@
 """Heads at the cuts of a frozen network, down to the stages that a device runs."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from cloud_hub.builder.graphs.onnx_graph import run_for
 from cloud_hub.builder.graphs.quantise import quantise
 from cloud_hub.builder.graphs.staged import is_head_node, logits_name
 from cloud_hub.builder.graphs.stages import cut_stages
+from cloud_hub.builder.networks.training import Lesson
 from cloud_hub.builder.steps import Steps
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import OnnxStage, open_whole_model
@@ -21,13 +21,6 @@ from edge_cascade.bundle import StageModel
 from edge_cascade.onnx_file import inspect_model
 from edge_cascade.scores import head_of_logits
 from tests.builder.onnx_models import dense_model, image_model
-
-
-@dataclass(frozen=True)
-class Lesson:
-    x: np.ndarray
-    y: np.ndarray
-    teacher: np.ndarray
 
 
 def classifier_of(model):
@@ -147,6 +140,16 @@ def test_the_same_seed_gives_the_same_heads_and_finished_ones_are_kept(tmp_path,
     assert first == again
     monkeypatch.setattr(heads, "train_edge", None)
     assert staged_of(classifier, tmp_path / "a").model.SerializeToString() == first
+
+
+def test_heads_that_were_taught_with_another_softening_are_trained_again(
+    tmp_path, monkeypatch, brief_training
+):
+    pytest.importorskip("torch")
+    classifier = classifier_of(image_model())
+    sharp = staged_of(classifier, tmp_path).model.SerializeToString()
+    monkeypatch.setattr(heads, "SOFTENING", 20.0)
+    assert staged_of(classifier, tmp_path).model.SerializeToString() != sharp
 
 
 @pytest.mark.parametrize("count", [1, 129])

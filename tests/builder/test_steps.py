@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloud_hub.builder.steps import Checkpoint, Steps
+from cloud_hub.builder.steps import VERSION, Checkpoint, Steps
 
 ARRAYS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.asarray(3, np.int64)}
 
@@ -27,6 +27,12 @@ def test_a_finished_step_is_read_and_not_computed_again(tmp_path):
 def test_another_step_or_another_input_is_computed(tmp_path, other):
     Steps(tmp_path).arrays("train", {"seed": 1}, lambda checkpoint: {"w": np.zeros(1)})
     assert_same(Steps(tmp_path).arrays(*other, lambda checkpoint: ARRAYS), ARRAYS)
+
+
+def test_what_another_version_of_the_steps_kept_is_computed_again(tmp_path, monkeypatch):
+    Steps(tmp_path).arrays("train", 1, lambda checkpoint: {"w": np.zeros(1)})
+    monkeypatch.setattr("cloud_hub.builder.steps.VERSION", VERSION + 1)
+    assert_same(Steps(tmp_path).arrays("train", 1, lambda checkpoint: ARRAYS), ARRAYS)
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"\xff" * 200])

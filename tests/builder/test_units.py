@@ -4,7 +4,7 @@ import pytest
 from cloud_hub.builder.calibration.outcomes import Outcomes
 from cloud_hub.builder.calibration.p_values import GroupLosses, SampleLosses
 from cloud_hub.builder.calibration.track import Chain, follow, losses_if_answered
-from cloud_hub.builder.calibration.units import expected_to_pass, foresee, measure, units_of
+from cloud_hub.builder.calibration.units import expected_to_pass, foresee, lossless, measure, units_of
 from edge_cascade.policy import SAMPLE, Rung
 from tests.builder.measured import heads_of
 
@@ -66,3 +66,11 @@ def test_the_expected_point_is_the_last_that_passes_and_the_first_where_none_doe
     assert expected_to_pass(outcomes, tested, 0.016, 0.05)(track) == 1
     assert expected_to_pass(outcomes, tested, 0.009, 0.05)(track) == 0
     assert expected_to_pass(outcomes, units_of(outcomes_of()), 0.01, 0.05)(track) == 0
+
+
+def test_units_without_a_loss_show_the_most_that_they_can():
+    independent, grouped = units_of(outcomes_of()), units_of(outcomes_of(np.repeat(np.arange(4), 4)))
+    assert lossless(independent).p_values(0.1)[0] == pytest.approx(0.9**16)
+    assert (
+        lossless(grouped).p_values(0.1)[0] == GroupLosses(np.zeros((1, 4)), np.full(4, 4.0)).p_values(0.1)[0]
+    )

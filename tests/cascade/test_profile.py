@@ -11,7 +11,6 @@ from edge_cascade.profile import (
     Profile,
     ProfileError,
     StageCost,
-    cost_of,
     decode_profile,
     encode_profile,
     read_profile,
@@ -38,26 +37,6 @@ def test_a_profile_is_read_as_it_was_written(tmp_path):
     written = profile(stage(0), stage(0, "int8", 40.0), stage(0, pace="paced"))
     write_profile(path, written)
     assert read_profile(path) == written
-
-
-def test_the_cost_of_a_stage_is_its_median_at_the_pace_asked_for():
-    one = profile(stage(0, p50_us=10.0), stage(0, p50_us=70.0, pace="paced"), stage(1, "int8", 5.0))
-    assert cost_of(one, "b1", 0, "fp32", "onnxruntime") == 10.0
-    assert cost_of(one, "b1", 0, "fp32", "onnxruntime", pace="paced") == 70.0
-    assert cost_of(one, "b1", 1, "int8", "onnxruntime") == 5.0
-
-
-@pytest.mark.parametrize(
-    ("bundle", "number", "precision", "runtime"),
-    [
-        ("b2", 0, "fp32", "onnxruntime"),
-        ("b1", 1, "fp32", "onnxruntime"),
-        ("b1", 0, "int8", "onnxruntime"),
-        ("b1", 0, "fp32", "litert"),
-    ],
-)
-def test_what_was_not_measured_has_no_cost(bundle, number, precision, runtime):
-    assert cost_of(profile(stage(0)), bundle, number, precision, runtime) is None
 
 
 def test_the_speed_ratio_is_the_geometric_mean_over_shared_stages_by_precision():

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_cascade.bundle import LitertModel
+from edge_cascade.bundle import LitertModel, load_bundle
 from edge_cascade.errors import BundleError
 from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb, Ladder
@@ -296,11 +296,21 @@ class TestPlans:
     def test_a_plan_costs_the_mean_over_samples_of_the_way_to_their_exits(self, tiny_bundle):
         plan = tiny_bundle.plan("fp32")
         climbs = [climb(0), climb(0), climb(2), climb(2, accepted=False)]
-        priced = price_plan(plan, 3, climbs, tight_us=[10, 25, 50], paced_us=[100, 130, 160])
+        priced = price_plan(
+            plan, 3, climbs, tight_us=[10, 25, 50], paced_us=[100, 130, 160], certified_point=-1
+        )
         assert (priced.plan, priced.point, priced.is_certified) == ("fp32", 3, False)
         assert (priced.tight_us, priced.paced_us, priced.mean_rungs) == (30.0, 130.0, 2.0)
         assert priced.escalated_share == 0.25
         assert priced.upload_share == plan.points[3].upload_share
+
+    @pytest.mark.parametrize(("point", "is_certified"), [(0, True), (2, True), (3, False)])
+    def test_a_plan_is_certified_up_to_the_point_that_its_certificate_covers(
+        self, tiny_bundle, point, is_certified
+    ):
+        plan = msgspec.structs.replace(tiny_bundle.plan("fp32"), method="certified")
+        costs = {"tight_us": [1, 2, 3], "paced_us": [1, 2, 3], "certified_point": 2}
+        assert price_plan(plan, point, [climb(0)], **costs).is_certified is is_certified
 
     def test_exit_points_climb_to_just_that_rung(self, tiny_bundle):
         plan = with_exit_points(tiny_bundle.plan("fp32"))
@@ -374,14 +384,21 @@ class TestSamples:
         assert (found.x.shape, found.x.dtype) == ((2000, 1, 128), np.float32)
         assert found.source == "the first 2000 of 2500 samples of data.npz"
 
+    def test_a_test_set_of_the_builder_is_taken_before_all_else(self, npz, tiny_bundle):
+        test = np.ones((3, 1, 128))
+        assert len(load_samples(npz(x_test=test), tiny_bundle).x) == 3
+        found = load_samples(npz(x=np.zeros((5, 1, 128)), x_test=test), tiny_bundle)
+        assert np.array_equal(found.x, test)
+
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
-            ({"y": np.zeros(3)}, "no array 'x', only: y"),
-            ({}, "no array 'x', only: nothing"),
+            ({"y": np.zeros(3)}, "no array 'x' or 'x_test', only: y"),
+            ({}, "no array 'x' or 'x_test', only: nothing"),
             ({"x": np.zeros((4, 128))}, r"x has the shape \(4, 128\), 'tiny' takes \(n, 1, 128\)"),
             ({"x": np.zeros((0, 1, 128))}, r"x has the shape \(0, 1, 128\)"),
-            ({"x": np.full((2, 1, 128), "a")}, "expected numbers"),
+            ({"x": np.full((2, 1, 128), "a")}, "x is <U1, expected numbers"),
+            ({"x_test": np.full((2, 1, 128), "a")}, "x_test is <U1, expected numbers"),
             ({"x": np.full((2, 1, 128), np.nan)}, "NaN or infinity"),
             ({"x": np.full((2, 1, 128), 1e300)}, "NaN or infinity"),
             ({"x": np.array([{}, 1], dtype=object)}, "no .npz file of plain arrays"),
@@ -459,6 +476,16 @@ class TestCommands:
         assert main(["bench", *arguments, "--json", str(path)]) == 0
         assert capsys.readouterr().out == ""
         assert json.loads(path.read_text())["model"] == "tiny"
+
+    def test_bench_calls_no_plan_certified_beyond_the_point_that_its_certificate_covers(self, capsys):
+        bundle = load_bundle(find_bundle("digits"))
+        beyond = bundle.certified_point(bundle.plan()) + 1
+        assert 0 < beyond < len(bundle.plan().points)
+        arguments = ["digits", "--point", str(beyond), "--rate", "1000", "--seconds", "1", "--json", "-"]
+        assert main(["bench", *arguments]) == 0
+        used, *others = json.loads(capsys.readouterr().out)["plans"]
+        assert (used["point"], used["is_certified"]) == (beyond, False)
+        assert all(other["is_certified"] for other in others)
 
     def test_bench_says_that_this_board_computes_something_else(self, tiny_model_dir, capsys, monkeypatch):
         monkeypatch.setattr(

@@ -21,14 +21,7 @@ import numpy as np
 from cloud_hub.builder.calibration.chain import optimised_chain
 from cloud_hub.builder.calibration.outcomes import Outcomes
 from cloud_hub.builder.calibration.outlook import Outlook
-from cloud_hub.builder.calibration.p_values import (
-    GroupLosses,
-    Losses,
-    SampleLosses,
-    last_passed,
-    units_needed,
-    upper_bounds,
-)
+from cloud_hub.builder.calibration.p_values import last_passed, units_needed, upper_bounds
 from cloud_hub.builder.calibration.paying import select_default, select_paying
 from cloud_hub.builder.calibration.track import (
     Chain,
@@ -40,7 +33,7 @@ from cloud_hub.builder.calibration.track import (
     risk_if_answered,
     upload_shares,
 )
-from cloud_hub.builder.calibration.units import Units, expected_to_pass, foresee, measure, units_of
+from cloud_hub.builder.calibration.units import Units, expected_to_pass, foresee, lossless, measure, units_of
 from cloud_hub.errors import BuildError, CertificateError
 from edge_cascade.policy import Certificate, Plan, Rung
 
@@ -69,8 +62,8 @@ class MeasuredLadder:
 class Targets:
     """What is to be promised. `disagreement_epsilon` None: found on D_opt, see `certify`."""
 
-    epsilon: float = 0.005
-    delta: float = 0.05
+    epsilon: float
+    delta: float
     disagreement_epsilon: float | None = None
 
 
@@ -218,12 +211,8 @@ def _prepare(ladder: MeasuredLadder, epsilon: float, level: float, tested: Units
 
 def _require_enough(units: Units, epsilon: float, delta: float, plans: int) -> None:
     level = delta / plans
-    lossless: Losses = (
-        SampleLosses(np.zeros(1), len(units))
-        if units.method == "binomial"
-        else GroupLosses(np.zeros((1, len(units))), units.sizes)
-    )
-    if lossless.p_values(epsilon)[0] <= level:
+    best = lossless(units)
+    if best.p_values(epsilon)[0] <= level:
         return
     needed = units_needed(epsilon, level, units.method)
     if units.method == "binomial":
@@ -231,7 +220,7 @@ def _require_enough(units: Units, epsilon: float, delta: float, plans: int) -> N
     else:
         what = "groups of one size"
         found = f"{len(units)} groups, as good as {math.floor(units.full_size)} of the largest one's size"
-    possible = math.ceil(float(upper_bounds(lossless, level)[0]) * 1e4) / 1e4
+    possible = math.ceil(float(upper_bounds(best, level)[0]) * 1e4) / 1e4
     count, fewer = (f"{plans} plans", ", fewer plans") if plans > 1 else ("1 plan", "")
     raise CertificateError(
         f"too little calibration data: epsilon {epsilon:g} at delta {delta:g} for {count} needs at "

@@ -11,7 +11,7 @@ them are filled, because the test can only stop at a point that is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -34,26 +34,19 @@ MAX_POINTS: Final = 60
 ChoosePoint = Callable[[Track], int]
 """Which point of a chain would be deployed, by its track over the samples that the chain is fitted to."""
 
-# On a tie the first: margin needed least uploads on most data sets.
-_SCORES: Final[tuple[ScoreName, ...]] = ("margin", "max_prob", "entropy")
+MakeChain = Callable[[Sequence[Rung], ScoreName, Outcomes], Chain]
+"""Makes the chain for one score and rungs whose `must_agree` is settled."""
+
+SCORES: Final[tuple[ScoreName, ...]] = ("margin", "max_prob", "entropy")
+"""The scores to choose from; on a tie the first: margin needed least uploads on most data sets."""
+
+AGREEMENTS: Final = (False, True)
+"""The agreement rules to choose from: no rung must agree with the one before it, or all must."""
+
 # Steps along the chain before it is thinned.
 _FINE: Final = 512
 # Below this share nobody counts uploads.
 _FEWEST_UPLOADS: Final = 1e-3
-
-
-def optimised_chain(rungs: Sequence[Rung], outcomes: Outcomes, choose: ChoosePoint) -> Chain:
-    """The chain with a threshold for every rung, of the score and agreement rule that cost least.
-
-    What a chain costs is what the point costs that `choose` picks of it. All rungs from the second on must
-    agree with the one before them, or none.
-    """
-    return _cheapest(rungs, outcomes, choose, chain_of_thresholds)
-
-
-def shared_chain(rungs: Sequence[Rung], outcomes: Outcomes, choose: ChoosePoint) -> Chain:
-    """As `optimised_chain`, but with one threshold for all rungs: what it is compared with."""
-    return _cheapest(rungs, outcomes, choose, chain_of_one_threshold)
 
 
 def chain_of_thresholds(rungs: Sequence[Rung], score: ScoreName, outcomes: Outcomes) -> Chain:
@@ -73,19 +66,21 @@ def chain_of_one_threshold(rungs: Sequence[Rung], score: ScoreName, outcomes: Ou
     return _thinned(Chain(tuple(rungs), score, _ended(shared)), outcomes)
 
 
-def point_costs(chain_rungs: Sequence[Rung], track: Track) -> Array:
-    """What each point costs, in uploads a sample: those it makes, and a little for what it computes."""
-    costs = rung_costs(chain_rungs)
-    return upload_shares(track) + COMPUTE_WEIGHT * mean_costs(track, costs) / sum(costs)
-
-
-def _cheapest(
+def optimised_chain(
     rungs: Sequence[Rung],
     outcomes: Outcomes,
     choose: ChoosePoint,
-    make: Callable[[Sequence[Rung], ScoreName, Outcomes], Chain],
+    *,
+    make: MakeChain = chain_of_thresholds,
+    scores: Sequence[ScoreName] = SCORES,
+    agreements: Sequence[bool] = AGREEMENTS,
 ) -> Chain:
-    chains = [make(variant, score, outcomes) for variant in _variants(rungs) for score in _SCORES]
+    """The chain that costs least of those that `make` makes for these scores and agreement rules.
+
+    What a chain costs is what the point costs that `choose` picks of it. The first rung has nothing to agree
+    with, so a ladder of one rung has no rule but False.
+    """
+    chains = [make(variant, score, outcomes) for variant in _variants(rungs, agreements) for score in scores]
 
     def cost(chain: Chain) -> float:
         track = follow(chain, outcomes)
@@ -94,12 +89,22 @@ def _cheapest(
     return min(chains, key=cost)
 
 
-def _variants(rungs: Sequence[Rung]) -> list[tuple[Rung, ...]]:
-    variants = [tuple(msgspec.structs.replace(rung, must_agree=False) for rung in rungs)]
-    if len(rungs) > 1:
-        agreeing = (msgspec.structs.replace(rung, must_agree=True) for rung in rungs[1:])
-        variants.append((variants[0][0], *agreeing))
-    return variants
+def shared_chain(rungs: Sequence[Rung], outcomes: Outcomes, choose: ChoosePoint) -> Chain:
+    """As `optimised_chain`, but with one threshold for all rungs: what it is compared with."""
+    return optimised_chain(rungs, outcomes, choose, make=chain_of_one_threshold)
+
+
+def point_costs(chain_rungs: Sequence[Rung], track: Track) -> Array:
+    """What each point costs, in uploads a sample: those it makes, and a little for what it computes."""
+    costs = rung_costs(chain_rungs)
+    return upload_shares(track) + COMPUTE_WEIGHT * mean_costs(track, costs) / sum(costs)
+
+
+def _variants(rungs: Sequence[Rung], agreements: Sequence[bool]) -> Iterator[tuple[Rung, ...]]:
+    first, *others = (msgspec.structs.replace(rung, must_agree=False) for rung in rungs)
+    for must_agree in agreements:
+        if others or not must_agree:
+            yield (first, *(msgspec.structs.replace(rung, must_agree=must_agree) for rung in others))
 
 
 def _nested(best: NDArray[np.intp]) -> NDArray[np.intp]:

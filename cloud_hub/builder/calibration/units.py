@@ -64,6 +64,13 @@ def foresee(track: Track, if_answered: Marks | Array, own: Units, tested: Units)
     return GroupLosses(losses, own.sizes, repeats=tested.full_size / own.full_size)
 
 
+def lossless(units: Units) -> Losses:
+    """One point at which nothing is lost: the most that these units can show."""
+    if units.method == "binomial":
+        return SampleLosses(np.zeros(1), len(units))
+    return GroupLosses(np.zeros((1, len(units))), units.sizes)
+
+
 def expected_to_pass(outcomes: Outcomes, tested: Units, epsilon: float, level: float) -> ChoosePoint:
     """Chooses the last point that `tested` should pass if its samples are like `outcomes`; 0 if none."""
     own, risk = units_of(outcomes), risk_if_answered(outcomes)

@@ -37,7 +37,7 @@ from cloud_hub.builder.graphs.onnx_read import read_model, size_bytes_of
 from cloud_hub.builder.graphs.staged import BATCH, INPUT, LOGITS, Shape, float_value, make_model, opset_of
 from cloud_hub.errors import BuildError
 from edge_cascade.backends.onnx import FULL_MODEL_LIMITS
-from edge_cascade.errors import CascadeError
+from edge_cascade.errors import CascadeError, first_line
 from edge_cascade.onnx_schema import DEFAULT_DOMAINS, OPERATORS
 
 Floats = NDArray[np.float32]
@@ -143,7 +143,7 @@ def _check_form(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(checked)
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise BuildError(f"not a valid ONNX model: {_first_line(error)}") from error
+        raise BuildError(f"not a valid ONNX model: {first_line(error)}") from error
 
 
 def _resolve_input(graph: onnx.GraphProto, sample_shape: Shape | None) -> tuple[int | None, Shape]:
@@ -201,7 +201,7 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
         try:
             model = inliner.inline_local_functions(model)
         except Exception as error:  # a C++ library's own
-            raise BuildError(f"its local functions cannot be inlined: {_first_line(error)}") from error
+            raise BuildError(f"its local functions cannot be inlined: {first_line(error)}") from error
     del model.training_info[:]
     graph = model.graph
     if graph.sparse_initializer:
@@ -220,7 +220,7 @@ def _plain(model: onnx.ModelProto) -> onnx.ModelProto:
             model = version_converter.convert_version(model, MIN_OPSET)
         except Exception as error:  # a C++ library's own
             raise BuildError(
-                f"opset {opset_of(model)} cannot be raised to {MIN_OPSET} ({_first_line(error)}): "
+                f"opset {opset_of(model)} cannot be raised to {MIN_OPSET} ({first_line(error)}): "
                 f"re-export with opset_version=17"
             ) from error
         del model.graph.value_info[:]
@@ -348,7 +348,3 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
         tensor.ClearField("doc_string")
         del tensor.metadata_props[:]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

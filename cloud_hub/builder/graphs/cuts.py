@@ -26,10 +26,8 @@ from cloud_hub.builder.graphs.onnx_graph import (
     run_for,
 )
 from cloud_hub.builder.graphs.staged import INPUT, LOGITS, Shape
+from cloud_hub.builder.networks.family import EXIT_SHARES
 from cloud_hub.errors import BuildError
-
-DEFAULT_SHARES = (0.2, 0.5)
-"""What part of the work lies before the cuts of a network with three exits."""
 
 _MIN_STAGE_SHARE = 0.05  # a stage below it saves less than its own head costs
 _TIE_SHARE = 0.05  # cuts this near to each other do the same work, as far as a proposal goes
@@ -214,7 +212,7 @@ def _is_channels_last(graph: onnx.GraphProto, name: str, shape: Shape) -> bool:
 def prepare_cuts(
     classifier: Classifier,
     *,
-    shares: Sequence[float] = DEFAULT_SHARES,
+    shares: Sequence[float] = EXIT_SHARES,
     names: Sequence[str] | None = None,
 ) -> CutPlan:
     """The cuts nearest to these shares of the work, in 0..1 and ascending, or those that the user names.

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
-from typing import Protocol
 
 import numpy as np
 import onnx
@@ -34,12 +33,11 @@ from cloud_hub.builder.graphs.staged import (
     opset_of,
 )
 from cloud_hub.builder.networks.network import Dense, Flatten, Network, Relu, Stage
-from cloud_hub.builder.networks.training import Distillation, Schedule, train_edge
+from cloud_hub.builder.networks.training import SOFTENING, Distillation, Lesson, Schedule, train_edge
 from cloud_hub.builder.steps import Steps
 from cloud_hub.errors import BuildError
 
 Floats = NDArray[np.float32]
-Labels = NDArray[np.int64]
 _COST_SHARE = 0.1  # of its own stage's work, at most for a head with a hidden layer
 _GRIDS = {1: (8, 4, 2, 1), 2: (4, 3, 2, 1)}  # by spatial axes; more of them are pooled to one value
 _HIDDEN = range(32, 129)
@@ -48,19 +46,7 @@ _CHUNK = 256
 _STEPS = 4000
 _EPOCHS = range(10, 61)
 _BATCH = 128
-_SOFTENING = 2.0  # divides both sides' logits (Hinton et al. 2015, arXiv 1503.02531)
 _PARAMETRIC = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-
-
-class Lesson(Protocol):
-    """What heads learn from: normalised `x` (n, *input_shape), labels `y` (n,), the full model's logits."""
-
-    @property
-    def x(self) -> Floats: ...
-    @property
-    def y(self) -> Labels: ...
-    @property
-    def teacher(self) -> Floats: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +117,7 @@ def train_heads(
         ],
         seed,
         share,
-        [_STEPS, *_EPOCHS[:: len(_EPOCHS) - 1], _BATCH],
+        [_STEPS, *_EPOCHS[:: len(_EPOCHS) - 1], _BATCH, SOFTENING],
     ]
     trained = steps.arrays(
         "heads",
@@ -227,7 +213,7 @@ def _train(plan: HeadPlan, features: Floats, lesson: Lesson, *, seed: int, share
         scaled,
         lesson.y,
         schedule=Schedule(epochs=epochs, seed=seed, batch=batch, threads=1),
-        distillation=Distillation(share, _SOFTENING, exit_weights=(1.0,)),
+        distillation=Distillation(share, SOFTENING, exit_weights=(1.0,)),
         teacher_logits=lesson.teacher,
         title=f"head behind {plan.cut.name}",
     )

@@ -1,7 +1,7 @@
 """Takes `ai.onnx.ml` operators out of a graph: what scikit-learn's converter puts around a classifier.
 
 ZipMap and the label's way are dropped; Scaler, Normalizer and LinearClassifier become ONNX's own operators.
-Trees, support vectors and neighbours stay, for `unsupported_operators` to name. No I/O.
+Trees, support vectors and neighbours stay, for `adopt` to refuse by name. No I/O.
 
 Source: https://github.com/onnx/onnx/blob/main/docs/Operators-ml.md
 """

@@ -41,11 +41,6 @@ class CutStage:
     model: bytes
     weights: dict[str, NDArray[np.generic]]
 
-    @property
-    def logits_model(self) -> bytes:
-        """See `logits_model_of`."""
-        return logits_model_of(self.model, self.weights)
-
 
 def cut_stages(staged: StagedGraph) -> list[CutStage]:
     """The stages of a graph, fp32 or of `quantise`."""
@@ -63,14 +58,15 @@ def logits_model_of(model: bytes, weights: Mapping[str, NDArray[np.generic]]) ->
         nodes,
         [value for value in stage.graph.input if value.name == STAGE_INPUT],
         [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [BATCH, "classes"])],
-        [_with_data(tensor, weights) for tensor in stage.graph.initializer if tensor.name in used],
+        [with_data(tensor, weights) for tensor in stage.graph.initializer if tensor.name in used],
         opset=opset_of(stage),
     )
     serialised: bytes = whole.SerializeToString(deterministic=True)
     return serialised
 
 
-def _with_data(tensor: onnx.TensorProto, weights: Mapping[str, NDArray[np.generic]]) -> onnx.TensorProto:
+def with_data(tensor: onnx.TensorProto, weights: Mapping[str, NDArray[np.generic]]) -> onnx.TensorProto:
+    """An initializer of a cut stage with its weights inside; one that has none elsewhere as it is."""
     # np.asarray, because ascontiguousarray turns a scalar into a vector.
     array = weights.get(tensor.name)
     return tensor if array is None else numpy_helper.from_array(np.asarray(array), tensor.name)

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from cloud_hub.builder.graphs.staged import LOGITS, StagedGraph, make_model, opset_of
-from cloud_hub.builder.graphs.stages import CutStage
+from cloud_hub.builder.graphs.stages import CutStage, with_data
 from cloud_hub.builder.litert.head import add_head
 from cloud_hub.builder.litert.layout import Layout, Placement, Value
 from cloud_hub.builder.litert.nodes import NodeWriter
 from cloud_hub.builder.litert.source import Source
 from cloud_hub.builder.litert.writer import TfliteGraph
 from cloud_hub.errors import BuildError
-from edge_cascade.errors import BundleError
+from edge_cascade.errors import BundleError, first_line
 from edge_cascade.manifest import STAGE_FEATURES, STAGE_INPUT, STAGE_TEMPERATURE
 from edge_cascade.policy import Precision
 from edge_cascade.tflite_file import channels_last, check_stage_tensors, digest_of_weights, inspect_tflite
@@ -96,29 +94,19 @@ def _for_one_sample(cut: CutStage, staged: StagedGraph, index: int) -> onnx.Grap
         if wanted.intersection(node.output):
             nodes.insert(0, node)
             wanted.update(node.input)
-    initializers = [_filled(tensor, cut) for tensor in graph.initializer if tensor.name in wanted]
+    initializers = [with_data(tensor, cut.weights) for tensor in graph.initializer if tensor.name in wanted]
     inputs = [_one(STAGE_INPUT, staged.input_shape_of(index))]
     whole = make_model(graph.name, nodes, inputs, outputs, initializers, opset=opset_of(model))
     try:
         return onnx.shape_inference.infer_shapes(whole, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:
         raise BuildError(
-            f"LiteRT: the shapes of stage {index} cannot be told: {_first_line(error)}"
+            f"LiteRT: the shapes of stage {index} cannot be told: {first_line(error)}"
         ) from error
 
 
 def _one(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, *shape])
-
-
-def _filled(tensor: onnx.TensorProto, cut: CutStage) -> onnx.TensorProto:
-    # np.asarray, because ascontiguousarray turns a scalar into a vector.
-    array = cut.weights.get(tensor.name)
-    return tensor if array is None else numpy_helper.from_array(np.asarray(array), tensor.name)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check(content: bytes, staged: StagedGraph, index: int) -> None:

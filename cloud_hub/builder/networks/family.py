@@ -33,7 +33,7 @@ from cloud_hub.builder.networks.network import (
 from cloud_hub.errors import BuildError
 
 EXIT_SHARES: Final = (0.2, 0.5)
-"""Of the multiply-adds, what is done at the first exits; the last one is at 1."""
+"""Of the multiply-adds, what is done at the first exits of any network; the last one is at 1."""
 
 _BEHIND_STEM = 4  # layers behind a stem of one or more
 _IMAGE_WIDTHS = {"small": 8, "medium": 14, "large": 20}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,18 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Augment = Callable[[Floats, np.random.Generator], Floats]
+
+SOFTENING: Final = 2.0
+"""Divides both sides' logits where the full model teaches (Hinton et al. 2015, arXiv 1503.02531)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a network learns from: normalised `x`, labels `y` (n,), the full model's logits (n, classes)."""
+
+    x: Floats
+    y: Labels
+    teacher: Floats
 
 
 @dataclass(frozen=True, slots=True)

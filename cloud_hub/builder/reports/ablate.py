@@ -8,7 +8,7 @@ shares it. Halves are drawn several times, because one draw says little about a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Final, Literal
@@ -17,17 +17,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.builder.calibration.chain import chain_of_one_threshold, chain_of_thresholds, point_costs
-from cloud_hub.builder.calibration.outcomes import Outcomes, disagreements, losses, walk
-from cloud_hub.builder.calibration.p_values import (
-    GroupLosses,
-    Losses,
-    SampleLosses,
-    last_passed,
-    units_needed,
+from cloud_hub.builder.calibration.chain import (
+    AGREEMENTS,
+    SCORES,
+    MakeChain,
+    chain_of_one_threshold,
+    chain_of_thresholds,
+    optimised_chain,
 )
-from cloud_hub.builder.calibration.track import Chain, Track, follow, risk_if_answered
-from cloud_hub.builder.calibration.units import Units, foresee, measure, units_of
+from cloud_hub.builder.calibration.naive_plan import cheapest_within
+from cloud_hub.builder.calibration.outcomes import Outcomes, disagreements, losses, walk
+from cloud_hub.builder.calibration.p_values import last_passed, units_needed
+from cloud_hub.builder.calibration.track import Chain, follow, risk_if_answered
+from cloud_hub.builder.calibration.units import Units, expected_to_pass, lossless, measure, units_of
 from cloud_hub.builder.reports.traffic import PlanRun, Sender, cascade_traffic
 from cloud_hub.errors import CertificateError
 from edge_cascade.policy import ACCEPT_NONE, Rung
@@ -37,9 +39,6 @@ AS_BUILT: Final = "as built"
 SPLITS: Final = 5
 
 Rows = NDArray[np.intp]
-MakeChain = Callable[[Sequence[Rung], ScoreName, Outcomes], Chain]
-
-_SCORES: Final[tuple[ScoreName, ...]] = ("margin", "max_prob", "entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,8 @@ class Variant:
     rungs: tuple[Rung, ...]
     outcomes: Outcomes
     make_chain: MakeChain = chain_of_thresholds
-    scores: tuple[ScoreName, ...] = _SCORES
-    agreements: tuple[bool, ...] = (False, True)
+    scores: tuple[ScoreName, ...] = SCORES
+    agreements: tuple[bool, ...] = AGREEMENTS
     is_tested: bool = True
 
 
@@ -125,7 +124,7 @@ def standard_variants(
             replace(built, name="agreement never asked for", agreements=(False,)),
             replace(built, name="agreement always asked for", agreements=(True,)),
         ]
-    found += [replace(built, name=f"score {score}", scores=(score,)) for score in _SCORES]
+    found += [replace(built, name=f"score {score}", scores=(score,)) for score in SCORES]
     found.append(replace(built, name="no temperatures", rungs=plain, outcomes=uncalibrated))
     for name, (rungs, outcomes) in other_plans.items():
         found.append(Variant(f"plan {name}", rungs, outcomes))
@@ -191,7 +190,7 @@ def _measured(
         lost = measure(follow(chain, second), risk_if_answered(second), units_of(second))
         point = last_passed(lost.p_values(promise.epsilon), promise.delta)
     else:
-        point = _last_within(follow(chain, first), first, promise.epsilon)
+        point = cheapest_within(promise.epsilon, first)(follow(chain, first))
     walked = walk(second, chain.rungs, chain.score, chain.max_scores[point].tolist())
     cost = disagreements if second.labels is None else losses
     plan = msgspec.structs.replace(run.plan, score=chain.score, rungs=chain.rungs)
@@ -211,36 +210,19 @@ def _chosen_chain(variant: Variant, first: Outcomes, tested: Units, promise: Pro
 
     Only `first` is looked at; of the half that tests no more than how many units it has.
     """
-    own, risk = units_of(first), risk_if_answered(first)
-
-    def cost(chain: Chain) -> float:
-        track = follow(chain, first)
-        if variant.is_tested:
-            expected: Losses = foresee(track, risk, own, tested)
-            point = max(last_passed(expected.p_values(promise.epsilon), promise.delta), 0)
-        else:
-            point = _last_within(track, first, promise.epsilon)
-        return float(point_costs(chain.rungs, track)[point])
-
-    chains = [
-        variant.make_chain(rungs, score, first)
-        for rungs in _with_agreements(variant)
-        for score in variant.scores
-    ]
-    return min(chains, key=cost)
-
-
-def _with_agreements(variant: Variant) -> Iterator[tuple[Rung, ...]]:
-    for must_agree in variant.agreements:
-        first, *others = (msgspec.structs.replace(rung, must_agree=False) for rung in variant.rungs)
-        if others or not must_agree:
-            yield (first, *(msgspec.structs.replace(rung, must_agree=must_agree) for rung in others))
-
-
-def _last_within(track: Track, outcomes: Outcomes, epsilon: float) -> int:
-    """The last point whose loss on the samples that the chain was fitted to is within epsilon."""
-    risks = track.totals(risk_if_answered(outcomes), 0.0) / len(outcomes)
-    return int(np.flatnonzero(risks <= epsilon)[-1])
+    choose = (
+        expected_to_pass(first, tested, promise.epsilon, promise.delta)
+        if variant.is_tested
+        else cheapest_within(promise.epsilon, first)
+    )
+    return optimised_chain(
+        variant.rungs,
+        first,
+        choose,
+        make=variant.make_chain,
+        scores=variant.scores,
+        agreements=variant.agreements,
+    )
 
 
 def _halves(outcomes: Outcomes, promise: Promise) -> Iterator[tuple[Rows, Rows]]:
@@ -255,12 +237,7 @@ def _halves(outcomes: Outcomes, promise: Promise) -> Iterator[tuple[Rows, Rows]]
 
 def _require_enough(tested: Outcomes, promise: Promise) -> None:
     units = units_of(tested)
-    lossless: Losses = (
-        SampleLosses(np.zeros(1), len(units))
-        if units.method == "binomial"
-        else GroupLosses(np.zeros((1, len(units))), units.sizes)
-    )
-    if lossless.p_values(promise.epsilon)[0] <= promise.delta:
+    if lossless(units).p_values(promise.epsilon)[0] <= promise.delta:
         return
     needed = units_needed(promise.epsilon, promise.delta, units.method)
     what = "samples" if units.method == "binomial" else "groups of one size"
