@@ -1,8 +1,9 @@
 """`cloud-hub build`: from a trained classifier and data to a certified bundle.
 
 The order is what makes the certificate hold: the network learns from the training part, int8 takes its
-ranges from it, temperatures, scores, chains and the choice of plans come from D_opt, and D_cal is read once,
-by the tests. Everything that takes long is kept beside the result until the build is finished.
+ranges from it, temperatures, scores, chains and the choice of plans come from D_opt, and D_cal is read by
+the tests; before them only for copies, groups and which classes it has. Everything that takes long is kept
+beside the result until the build is finished.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from msgspec.structs import replace
@@ -29,8 +31,8 @@ from cloud_hub.builder.assemble import (
 )
 from cloud_hub.builder.calibration.certify import Certified, MeasuredLadder, Targets, certify
 from cloud_hub.builder.calibration.outcomes import Outcomes
-from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received
-from cloud_hub.builder.costs import Costs, board_costs, int8_pays
+from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received, stages_of_bundle
+from cloud_hub.builder.costs import Costs, board_costs, int8_pays, measure_stages
 from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
 from cloud_hub.builder.naive import choose_naive, naive_policy
 from cloud_hub.builder.prepare import Prepared, prepare
@@ -38,6 +40,7 @@ from cloud_hub.builder.reports.card import (
     Card,
     DataPart,
     Provenance,
+    StageTime,
     TradeRow,
     make_card,
 )
@@ -48,8 +51,11 @@ from cloud_hub.builder.samples.data import Dataset, data_sha256
 from cloud_hub.builder.steps import FOLDER, Steps
 from cloud_hub.builder.write import recover_bundle
 from cloud_hub.errors import BuildError, CertificateError
-from edge_cascade.bundle import GRAPH, MANIFEST, load_bundle
+from edge_cascade.bundle import GRAPH, MANIFEST, Bundle, load_bundle
 from edge_cascade.preprocess import normalise
+
+CARD_SECONDS: Final = 0.5
+"""How long the stages are timed for the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +283,15 @@ def _card(
             for trade in certified.outlook.trades(request.epsilon)
         ),
         made_by=made_by,
+        stage_times=_stage_times(bundle),
     )
     return make_card(PlanRun(bundle, plan, part.x, outcomes), provenance)
+
+
+def _stage_times(bundle: Bundle) -> tuple[StageTime, ...]:
+    x = normalise(bundle.golden_inputs[:1], bundle.graph.preprocess)
+    costs = measure_stages(stages_of_bundle(bundle), x, seconds=CARD_SECONDS)
+    return tuple(StageTime(*key, round(cost_us, 1)) for key, cost_us in costs.items())
 
 
 def _data_parts(

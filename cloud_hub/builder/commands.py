@@ -25,7 +25,11 @@ DIR/bundle for the boards, DIR/full.onnx for the hub, DIR/card.html and card.md 
 
 _SAMPLES: Final = """\
 The full model is given (x * scale - mean) / std. A list that begins with a minus sign needs an equals sign:
---mean=-1.5,2.
+--mean=-1.5,2. With --rebase all this is the bundle's; what is typed must be the same.
+"""
+
+_NETWORK: Final = """\
+With --rebase nothing is trained: what a recipe says of its network is left out, what is typed is refused.
 """
 
 
@@ -66,7 +70,18 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         metavar="BUNDLE",
         help="keep this build's or shipped model's network, certify it anew for --full",
     )
-    _add(group, "--model", metavar="NAME", help="the model's name (default: the last part of --out)")
+    _add(
+        group,
+        "--calibration-is-fresh",
+        action=argparse.BooleanOptionalAction,
+        help="the network of --edge or --rebase has seen none of the data, though it is in one piece",
+    )
+    _add(
+        group,
+        "--model",
+        metavar="NAME",
+        help="the model's name (default: that of --rebase, or the last part of --out)",
+    )
     _add(group, "--version", metavar="TEXT", help="the bundle's version (default: 1.0.0)")
     _add(group, "--seed", type=int, metavar="N", help="seed of splits and training (default: 0)")
     _add(group, "--max-bytes", type=int, metavar="N", help="memory that the data may take (default: 2 GiB)")
@@ -149,7 +164,7 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the board's network")
+    group = parser.add_argument_group("the board's network", _NETWORK)
     _add(
         group,
         "--exits",

@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 
 from cloud_hub.builder.assemble import Cuts, cut_network
-from cloud_hub.builder.calibration.outcomes import Floats, Labels
 from cloud_hub.builder.collect import Stages, full_logits, stages_of_bundle
 from cloud_hub.builder.costs import board_ratio
 from cloud_hub.builder.extra import require_extra
@@ -23,22 +22,24 @@ from cloud_hub.builder.graphs.staged import StagedGraph
 from cloud_hub.builder.networks.export import export_staged
 from cloud_hub.builder.networks.family import Candidate, default_family
 from cloud_hub.builder.networks.selection import measure_candidate, select_candidate
+from cloud_hub.builder.networks.training import (
+    SOFTENING,
+    Distillation,
+    Lesson,
+    Schedule,
+    train_edge,
+)
 from cloud_hub.builder.prepare import Prepared
 from cloud_hub.builder.request import BuildRequest
 from cloud_hub.builder.samples.data import data_sha256
 from cloud_hub.builder.steps import Steps
 from cloud_hub.errors import BuildError
-from edge_cascade.bundle import Bundle, load_bundle
-from edge_cascade.errors import BundleError
+from edge_cascade.bundle import Bundle
 from edge_cascade.policy import Precision
 from edge_cascade.preprocess import normalise
-from edge_cascade.shipped import find_bundle
 
 REPRESENTATIVE: Final = 1_024
 """Training samples from which int8 takes its ranges."""
-
-SOFTENING: Final = 2.0
-"""Divides the full model's logits where it teaches (Hinton et al. 2015, arXiv 1503.02531)."""
 
 EXIT_WEIGHTS: Final = (0.3, 0.6, 1.0)
 """What the exits' losses count in training, first exit first: the last one answers alone when it must."""
@@ -55,15 +56,6 @@ class EdgeNetwork:
     litert: Mapping[tuple[int, Precision], bytes] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What a network learns from: normalised `x`, labels, and the full model's logits `(n, classes)`."""
-
-    x: Floats
-    y: Labels
-    teacher: Floats
-
-
 def make_edge_network(
     request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
 ) -> EdgeNetwork:
@@ -72,8 +64,8 @@ def make_edge_network(
     Raises:
         BuildError: a network that cannot be used, or none that fits the budget.
     """
-    if request.rebase is not None:
-        return _rebased(request.rebase, request, prepared)
+    if prepared.base is not None:
+        return _rebased(prepared.base, request)
     made_by: Mapping[str, str]
     if request.edge is not None:
         staged, made_by = _with_exits(Path(request.edge), request, prepared, steps, console)
@@ -85,39 +77,7 @@ def make_edge_network(
     return EdgeNetwork(cuts.stages, {**made_by, "parameters": f"{staged.parameter_count:,}"}, litert)
 
 
-def check_rebase(bundle: Bundle, prepared: Prepared) -> None:
-    """Refuse a bundle whose network does not fit the data or the new full model.
-
-    Raises:
-        BuildError: naming what differs.
-    """
-    graph, declaration = bundle.graph, prepared.declaration
-    for name, old, new in (
-        ("input shape", graph.input_shape, declaration.input_shape),
-        ("number of labels", len(graph.labels), len(declaration.labels)),
-        ("preprocessing", graph.preprocess, declaration.preprocess),
-    ):
-        if old != new:
-            raise BuildError(
-                f"rebase: the bundle's {name} is {old}, that of the full model and data is {new}"
-            )
-    unnamed = tuple(map(str, range(len(graph.labels))))
-    if unnamed not in {graph.labels, declaration.labels} and graph.labels != declaration.labels:
-        first = next(
-            pair for pair in zip(graph.labels, declaration.labels, strict=True) if pair[0] != pair[1]
-        )
-        raise BuildError(
-            f"rebase: the bundle calls a label {first[0]!r} that the data calls {first[1]!r}: both must name "
-            "the same labels in the same order"
-        )
-
-
-def _rebased(base: str, request: BuildRequest, prepared: Prepared) -> EdgeNetwork:
-    try:
-        bundle = load_bundle(find_bundle(base))
-    except BundleError as error:
-        raise BuildError(f"rebase: {error}") from error
-    check_rebase(bundle, prepared)
+def _rebased(bundle: Bundle, request: BuildRequest) -> EdgeNetwork:
     litert = {
         key: stage.litert.content for key, stage in bundle.stage_models.items() if stage.litert is not None
     }
@@ -159,8 +119,6 @@ def _with_exits(
 def _trained(
     request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
 ) -> tuple[StagedGraph, Mapping[str, str]]:
-    from cloud_hub.builder.networks.training import Distillation, Schedule, train_edge
-
     require_extra("torch")
     candidate = choose_candidate(request, prepared)
     lesson = _lesson(prepared, console)

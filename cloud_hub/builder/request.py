@@ -1,14 +1,17 @@
 """What `cloud-hub build` is asked for: one typed value, from the command line, a recipe file or Python.
 
-A recipe is a TOML file with these very keys. Paths in it start at the recipe's folder.
+A recipe is a TOML file with these very keys. Paths in it start at the recipe's folder. What is typed outranks
+it: a key of the file that does nothing beside a typed one is left out. Any other key that would do nothing is
+refused.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
@@ -38,6 +41,36 @@ _ALLOWED: Final = {
     "model": "1 to 64 letters, digits, '-' or '_'",
 }
 
+_IDLE: Final[Sequence[tuple[str, tuple[str, ...], str]]] = (
+    (
+        "uncertified",
+        ("delta", "disagreement_epsilon", "max_upload"),
+        "without a promise nothing is held to it",
+    ),
+    (
+        "rebase",
+        ("edge", "cuts", "exits", "size", "budget_ms", "budget_kb", "epochs", "batch", "distillation"),
+        "the bundle's own network is kept as it is",
+    ),
+    ("edge", ("size", "budget_ms", "budget_kb"), "they choose a network to train, and edge brings one"),
+    ("edge", ("epochs", "batch"), "its exits are trained by a schedule of their own"),
+    ("cuts", ("exits",), "cuts say by name where exits go"),
+    ("size", ("budget_ms", "budget_kb"), "the size is chosen already"),
+)
+"""A key, the keys that do nothing beside it, and why."""
+
+_NEEDS: Final[Sequence[tuple[str, tuple[str, ...], str]]] = (
+    ("hop", ("window", "rebase"), "it is the distance between windows of a stream"),
+    ("cuts", ("edge",), "they name values of a network of your own"),
+    ("exits", ("edge",), "they are places in a network of your own"),
+    (
+        "calibration_is_fresh",
+        ("edge", "rebase"),
+        "a network that is trained here never sees calibration data",
+    ),
+)
+"""A key, those of which it needs one, and why."""
+
 
 class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One build.
@@ -45,6 +78,13 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     `full` is the trained classifier, `data` what it is tried and its small sibling trained on, `out` the
     directory to write. `edge` is a network of the user's own; without it one of a family is trained. `rebase`
     is a model directory whose networks are kept and whose certificates are made anew for `full`.
+
+    None is what was not said. `rebase` then takes the bundle's model name, preprocessing, wire and window;
+    what is said and differs from them is refused, but for the name. Else the model is called as its
+    directory, `scale` is 1, `mean` 0, `std` 1, `layout` channels_first, `encoding` auto, `hop` the window.
+
+    `calibration_is_fresh` vouches that the network of `edge` or `rebase` has seen none of the data. Only then
+    may data in one piece certify it, or where a bundle's report shows that its training part is the same.
     """
 
     full: Text
@@ -66,11 +106,11 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     uncertified: bool = False
 
     # --- what a sample is
-    scale: Positive = 1.0
-    mean: Annotated[tuple[float, ...], Meta(min_length=1)] = (0.0,)
-    std: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (1.0,)
-    layout: Layout = "channels_first"
-    encoding: Encoding = "auto"
+    scale: Positive | None = None
+    mean: Annotated[tuple[float, ...], Meta(min_length=1)] | None = None
+    std: Annotated[tuple[Positive, ...], Meta(min_length=1)] | None = None
+    layout: Layout | None = None
+    encoding: Encoding | None = None
     wire_scale: Positive | None = None
     window: Count | None = None
     hop: Count | None = None
@@ -82,6 +122,7 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     labels_key: Text | None = None
     window_overlap: Annotated[int, Meta(ge=0)] = 0
     max_bytes: Count = MAX_DATA_BYTES
+    calibration_is_fresh: bool = False
 
     # --- the edge network
     exits: tuple[Share, ...] = (0.2, 0.5)
@@ -99,6 +140,8 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 def read_recipe(path: Path, changes: Mapping[str, Any]) -> BuildRequest:
     """The request of a TOML file, with what the command line says on top.
 
+    What a recipe says of how its network is made does not hinder that it is rebased.
+
     Raises:
         BuildError: in one line, naming the key.
     """
@@ -112,7 +155,12 @@ def read_recipe(path: Path, changes: Mapping[str, Any]) -> BuildRequest:
     for name in _PATHS:
         if name in document:
             document[name] = str(path.parent / document[name])
-    return make_request({**document, **changes}, where=str(path))
+    overruled = {key for typed, keys, _ in _IDLE if _is_said(changes.get(typed)) for key in keys}
+    if "rebase" in changes:
+        # It was said of the recipe's own edge network, not of the one that is kept.
+        overruled.add("calibration_is_fresh")
+    kept = {name: value for name, value in document.items() if name not in overruled}
+    return make_request({**kept, **changes}, where=str(path))
 
 
 def make_request(values: Mapping[str, Any], *, where: str = "build") -> BuildRequest:
@@ -130,6 +178,7 @@ def make_request(values: Mapping[str, Any], *, where: str = "build") -> BuildReq
         # A recipe's own values were checked when it was read.
         raise BuildError(f"build: {_explained(error, values)}") from error
     _check_values(request, where)
+    _check_combinations(request, values, where)
     _check(request, where)
     return request
 
@@ -142,7 +191,7 @@ def _explained(error: msgspec.ValidationError, values: Mapping[str, Any]) -> str
         return " ".join(str(error).replace("`", "").split())
     allowed = _ALLOWED.get(key)
     reason = f"allowed: {allowed}" if allowed else what.replace("`", "").lower()
-    return f"{key} = {repr(values[key])[:60]}: {' '.join(reason.split())}"
+    return f"{key} = {repr(values[key])[:60]}: {' '.join(reason.replace(' | null', '').split())}"
 
 
 def _check_values(request: BuildRequest, where: str) -> None:
@@ -156,33 +205,45 @@ def _check_values(request: BuildRequest, where: str) -> None:
                 raise BuildError(f"{where}: {key} holds a zero byte")
 
 
+def _check_combinations(request: BuildRequest, values: Mapping[str, Any], where: str) -> None:
+    """Refuse a key that was said, be it as its default, and that would do nothing."""
+    said = {key for key in values if _is_said(getattr(request, key))}
+    for key, idle, why in _IDLE:
+        if key in said and (beside := said.intersection(idle)):
+            first = min(beside, key=idle.index)
+            raise BuildError(f"{where}: {first} does nothing with {key}: {why}: leave one of them out")
+    for key, needed, why in _NEEDS:
+        if key in said and not said.intersection(needed):
+            raise BuildError(f"{where}: {key} does nothing without {' or '.join(needed)}: {why}")
+
+
+def _is_said(value: object) -> bool:
+    """Whether a value is more than the absence of one; `--size auto` takes a recipe's size back."""
+    return value is not None and value is not False and value not in ("auto", ())
+
+
 def _check(request: BuildRequest, where: str) -> None:
-    if request.hop is not None and request.window is None:
-        raise BuildError(f"{where}: hop needs window, the number of values a channel that make one sample")
     if request.window is not None and not 1 <= (request.hop or request.window) <= request.window:
         raise BuildError(f"{where}: hop = {request.hop}: 1 to the window's {request.window}")
     if len(set(request.plans)) != len(request.plans):
         raise BuildError(f"{where}: plans names one twice")
     if request.wire_scale is not None and request.encoding == "float32":
         raise BuildError(f"{where}: wire_scale is a step of int8 or uint8, and encoding is float32")
-    if request.rebase is not None and request.edge is not None:
-        raise BuildError(f"{where}: rebase keeps the bundle's own edge network: leave edge out")
-    sized = request.size != "auto" or request.budget_ms is not None or request.budget_kb is not None
-    if sized and (request.edge is not None or request.rebase is not None):
-        raise BuildError(
-            f"{where}: size and budgets choose a network to train: leave them out with edge or rebase"
-        )
-    if request.edge is None and request.cuts:
-        raise BuildError(f"{where}: cuts names values of a network of your own: give edge as well")
     if list(request.exits) != sorted(set(request.exits)):
         raise BuildError(f"{where}: exits are shares of the cost in ascending order")
+
+
+def _without_none(kind: Any) -> Any:
+    """A key's type in TOML, which knows no null and should not be told of one."""
+    kinds = get_args(kind)
+    return next(each for each in kinds if each is not NoneType) if NoneType in kinds else kind
 
 
 # A recipe may leave to the command line what the request must have, so nothing is required of the file.
 _Partial = msgspec.defstruct(
     "Recipe",
     [
-        (field.name, field.type | msgspec.UnsetType, msgspec.UNSET)
+        (field.name, _without_none(field.type) | msgspec.UnsetType, msgspec.UNSET)
         for field in msgspec.structs.fields(BuildRequest)
     ],
     frozen=True,

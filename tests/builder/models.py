@@ -202,6 +202,7 @@ def built():
                     "data": str(ours.data),
                     "rebase": str(ours.base),
                     "out": str(out),
+                    "model": "digit-like",
                     "mean": (MEAN,),
                     "std": (STD,),
                     "epsilon": 0.02,

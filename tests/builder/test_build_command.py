@@ -66,7 +66,7 @@ def regression():
     ("model", "complaint"),
     [
         (regression(), "gives one number a sample (price): a regression model?"),
-        (full_model(3), "samples of train are (1, 8, 8), the network takes (3, 8, 8)"),
+        (full_model(3), "the bundle's input shape is (1, 8, 8), that of the full model (3, 8, 8)"),
         (b"no model", "not an ONNX file"),
         (b"", "not an ONNX model"),
         (None, "cannot be read: No such file or directory"),

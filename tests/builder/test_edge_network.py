@@ -9,13 +9,12 @@ from onnx import helper
 from rich.console import Console
 
 from cloud_hub.builder import edge_network
-from cloud_hub.builder.edge_network import check_rebase, choose_candidate, full_digest, make_edge_network
+from cloud_hub.builder.edge_network import choose_candidate, full_digest, make_edge_network
 from cloud_hub.builder.prepare import prepare
 from cloud_hub.builder.reports.card import Card
 from cloud_hub.builder.request import make_request
 from cloud_hub.builder.steps import FOLDER, Steps
 from edge_cascade.bundle import load_bundle
-from edge_cascade.manifest import Preprocess
 from edge_cascade.shipped import shipped_model_dir
 from tests.builder.models import (
     CLASSES,
@@ -60,16 +59,13 @@ def network_of(request, prepared, tmp_path):
     return make_edge_network(request, prepared, Steps(tmp_path / FOLDER), Console(quiet=True))
 
 
-def with_graph(bundle, **changes):
-    return dataclasses.replace(bundle, graph=msgspec.structs.replace(bundle.graph, **changes))
-
-
 # --- rebase
 
 
 @pytest.mark.parametrize("place", ["", "bundle"])
-def test_a_rebased_network_is_the_bundles_own(prepared, base, tmp_path, place):
-    made = network_of(request_of(rebase=str(brought().base / place)), prepared, tmp_path)
+def test_a_rebased_network_is_the_bundles_own(base, tmp_path, place):
+    request = request_of(rebase=str(brought().base / place))
+    made = network_of(request, prepare(request), tmp_path)
     assert dict(made.stages.models).keys() == base.stage_models.keys()
     for key, stage in made.stages.models.items():
         assert stage.model == base.stage_models[key].model
@@ -80,59 +76,17 @@ def test_a_rebased_network_is_the_bundles_own(prepared, base, tmp_path, place):
     assert not (tmp_path / FOLDER).exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        (
-            {"input_shape": (1, 9, 9)},
-            "input shape is (1, 9, 9), that of the full model and data is (1, 8, 8)",
-        ),
-        ({"labels": ("a", "b")}, "number of labels is 2"),
-        ({"preprocess": Preprocess((0.0,), (1.0,))}, "preprocessing is Preprocess(mean=(0.0,), std=(1.0,)"),
-    ],
-)
-def test_a_bundle_that_does_not_fit_the_data_is_refused(prepared, base, changes, complaint):
-    assert complaint in refusal_of(check_rebase, with_graph(base, **changes), prepared)
-
-
-def test_labels_of_other_names_or_in_another_order_are_refused(prepared, base):
-    names = ("ant", "bee", "cat", "dog")
-    named = dataclasses.replace(prepared, declaration=dataclasses.replace(prepared.declaration, labels=names))
-    check_rebase(with_graph(base, labels=names), named)
-    complaint = refusal_of(check_rebase, with_graph(base, labels=("ant", "cat", "bee", "dog")), named)
-    assert "calls a label 'cat' that the data calls 'bee'" in complaint
-
-
-def test_labels_that_never_had_names_may_get_some(prepared, base):
-    names = ("ant", "bee", "cat", "dog")
-    named = dataclasses.replace(prepared, declaration=dataclasses.replace(prepared.declaration, labels=names))
-    check_rebase(base, named)
-    check_rebase(with_graph(base, labels=names), prepared)
-
-
-def test_a_shipped_model_may_be_rebased_by_its_name(prepared, tmp_path):
-    complaint = refusal_of(network_of, request_of(rebase="digits"), prepared, tmp_path)
-    assert "the bundle's number of labels is 10, that of the full model and data is 4" in complaint
-
-
-def test_a_bundle_that_is_damaged_or_absent_is_told(prepared, tmp_path):
-    assert "rebase: no model 'nothing' ships" in refusal_of(
-        network_of, request_of(rebase="nothing"), prepared, tmp_path
-    )
-    (tmp_path / "graph").mkdir()
-    assert refusal_of(network_of, request_of(rebase=str(tmp_path)), prepared, tmp_path).startswith("rebase: ")
-
-
-def test_stages_for_litert_come_along_with_the_bundle_that_has_some(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(edge_network, "check_rebase", lambda bundle, prepared: None)
+def test_stages_for_litert_come_along_with_the_bundle_that_has_some(prepared, tmp_path):
     digits = load_bundle(shipped_model_dir("digits") / "bundle")
-    made = network_of(request_of(rebase="digits", litert=True), prepared, tmp_path)
+    kept = dataclasses.replace(prepared, base=digits)
+    made = network_of(request_of(rebase="digits", litert=True), kept, tmp_path)
     assert made.litert == {key: stage.litert.content for key, stage in digits.stage_models.items()}
 
 
-def test_stages_for_litert_cannot_be_made_of_a_bundle_without_them(prepared, tmp_path):
+def test_stages_for_litert_cannot_be_made_of_a_bundle_without_them(prepared, base, tmp_path):
     request = request_of(rebase=str(brought().base), litert=True)
-    assert "the bundle has no stages for LiteRT" in refusal_of(network_of, request, prepared, tmp_path)
+    kept = dataclasses.replace(prepared, base=base)
+    assert "the bundle has no stages for LiteRT" in refusal_of(network_of, request, kept, tmp_path)
 
 
 # --- a network that is trained
@@ -247,7 +201,7 @@ def test_a_network_of_the_family_is_trained_and_an_interrupted_training_goes_on(
     assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
     with monkeypatch.context() as patch:
         # What was trained is not trained again.
-        patch.setattr("cloud_hub.builder.training.train_edge", None)
+        patch.setattr(edge_network, "train_edge", None)
         assert without_rebase(tmp_path / "out", *options) == 0
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "calm" / "out")
     made_by = report_of(tmp_path / "out").made_by

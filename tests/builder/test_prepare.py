@@ -1,15 +1,25 @@
+import shutil
+
+import msgspec
 import numpy as np
 import onnx
 import pytest
 
+from cloud_hub.builder import prepare as preparing
+from cloud_hub.builder.collect import received
 from cloud_hub.builder.prepare import prepare, preprocess_of, wire_of
+from cloud_hub.builder.reports.card import Card, DataPart
 from cloud_hub.builder.request import make_request
 from cloud_hub.builder.samples.data import Dataset, Parts, data_sha256
 from cloud_hub.errors import BuildError
+from edge_cascade.bundle import load_bundle
 from edge_cascade.manifest import Preprocess, Window, Wire
 from edge_cascade.preprocess import normalise
-from tests.builder.models import CLASSES, MEAN, STD, arrays_of, brought, full_model, images
+from edge_cascade.profile import StageCost, write_profile
+from edge_cascade.shipped import shipped_model_dir
+from tests.builder.models import CLASSES, MEAN, STD, arrays_of, brought, built, full_model, images
 from tests.builder.test_request import refusal_of
+from tests.cascade.test_profile import profile
 
 
 @pytest.fixture
@@ -166,6 +176,116 @@ def test_unlabelled_data_are_judged_by_the_full_model_and_that_is_said(request_f
     prepared = prepare(request_for(data=changed("y", lambda y: None)))
     assert not prepared.labelled
     assert prepared.notes[-1].startswith("no calibration labels: what is certified is agreement")
+
+
+def test_the_full_model_is_tried_on_what_chooses_and_never_on_what_certifies(request_for, monkeypatch):
+    asked = []
+
+    def full_labels(full, x):
+        asked.append(x)
+        return original(full, x)
+
+    original = preparing.full_labels
+    monkeypatch.setattr(preparing, "full_labels", full_labels)
+    prepared = prepare(request_for())
+    (given,) = asked
+    assert np.array_equal(
+        given, received(prepared.splits.optimise.x, prepared.declaration.preprocess, Wire("uint8", 1.0))
+    )
+    assert prepared.notes[-1].endswith(" % of the data for thresholds")
+
+
+def test_a_bound_on_disagreement_beside_epsilon_is_refused_without_labels(request_for):
+    request = request_for(data=changed("y", lambda y: None), disagreement_epsilon=0.1)
+    assert "disagreement_epsilon does nothing with data without labels" in refusal_of(prepare, request)
+    arrays = arrays_of()
+    data = dict.fromkeys(arrays) | {"x": arrays["x_calibration"]}
+    request = request_for(data=data, disagreement_epsilon=0.1)
+    assert "disagreement_epsilon does nothing with" in refusal_of(prepare, request)
+
+
+def test_a_profile_is_read_before_anything_else(request_for, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "load_parts", None)
+    path = tmp_path / "board.json"
+    assert "write one with `edge-daemon profile`" in refusal_of(prepare, request_for(profile=str(path)))
+    write_profile(path, profile(stage_cost(bundle_id="ab" * 32)))
+    assert "holds no stage of the models that ship" in refusal_of(prepare, request_for(profile=str(path)))
+    write_profile(path, profile(stage_cost(runtime="litert")))
+    assert refusal_of(prepare, request_for(profile=str(path))) == (
+        f"{path}: measured with litert, and what is compared is onnxruntime: measure the board with "
+        "`edge-daemon profile --runtime onnxruntime`"
+    )
+
+
+def test_a_profile_that_can_be_compared_is_taken(request_for, tmp_path):
+    write_profile(tmp_path / "board.json", profile(stage_cost()))
+    assert prepare(request_for(profile=str(tmp_path / "board.json"))).base is None
+
+
+def stage_cost(**changes):
+    known = load_bundle(shipped_model_dir("digits") / "bundle").bundle_id
+    cost = StageCost("digits", known, 0, "fp32", "onnxruntime", "tight", 1000, 9.0, 9.0, 50)
+    return msgspec.structs.replace(cost, **changes)
+
+
+# --- what certifies a network that was made elsewhere
+
+APART = "give calibration data of its own (x_calibration), or say --calibration-is-fresh"
+
+
+def in_one_piece():
+    arrays = arrays_of()
+    return dict.fromkeys(arrays) | {"x": arrays["x_calibration"], "y": arrays["y_calibration"]}
+
+
+def test_data_in_one_piece_certify_no_network_of_the_users_own_unless_he_vouches(request_for):
+    edge = str(brought().full)
+    assert f"edge: your network may have learned from the data that would certify it: {APART}" in refusal_of(
+        prepare, request_for(data=in_one_piece(), edge=edge)
+    )
+    assert prepare(request_for(data=in_one_piece(), edge=edge, calibration_is_fresh=True)).labelled
+    assert prepare(request_for(edge=edge)).labelled
+    assert prepare(request_for(data=in_one_piece())).labelled
+
+
+def test_data_in_one_piece_certify_no_network_that_is_kept_unless_he_vouches(request_for):
+    base = str(brought().base)
+    assert f"rebase: the bundle's network may have learned from the data that would certify it: {APART}" in (
+        refusal_of(prepare, request_for(data=in_one_piece(), rebase=base))
+    )
+    assert prepare(request_for(data=in_one_piece(), rebase=base, calibration_is_fresh=True)).labelled
+    assert prepare(request_for(rebase=base)).labelled
+
+
+def reported(tmp_path, train, **changes):
+    """The shared base's network, in a directory whose report says what trained it."""
+    out = tmp_path / "reported"
+    shutil.copytree(built() / "bundle", out / "bundle")
+    card = msgspec.json.decode((built() / "report.json").read_bytes(), type=Card)
+    parts = (DataPart("training", len(train), None, data_sha256(train)), *card.data[1:])
+    card = msgspec.structs.replace(card, **{"data": parts, **changes})
+    (out / "report.json").write_bytes(msgspec.json.encode(card))
+    return str(out)
+
+
+def test_a_report_that_names_the_same_training_part_shows_that_the_rest_trained_nothing(
+    request_for, tmp_path
+):
+    train = prepare(request_for(data=in_one_piece())).splits.train
+    base = reported(tmp_path, train)
+    assert prepare(request_for(data=in_one_piece(), rebase=base)).labelled
+    # Another seed divides otherwise, and certifies on what trained.
+    assert APART in refusal_of(prepare, request_for(data=in_one_piece(), rebase=base, seed=1))
+
+
+def test_a_report_about_another_bundle_or_a_damaged_one_shows_nothing(request_for, tmp_path):
+    train = prepare(request_for(data=in_one_piece())).splits.train
+    card = msgspec.json.decode((built() / "report.json").read_bytes(), type=Card)
+    other = msgspec.structs.replace(card.evaluation, bundle_id="ab" * 32)
+    base = reported(tmp_path, train, evaluation=other)
+    assert APART in refusal_of(prepare, request_for(data=in_one_piece(), rebase=base))
+    (tmp_path / "reported" / "report.json").write_bytes(b"\xff{")
+    assert APART in refusal_of(prepare, request_for(data=in_one_piece(), rebase=base))
 
 
 def test_another_seed_certifies_on_other_samples(request_for):

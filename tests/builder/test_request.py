@@ -24,7 +24,6 @@ EVERY = {
     "disagreement_epsilon": 0.03,
     "max_upload": 0.4,
     "plans": ("fp32", "int8"),
-    "uncertified": True,
     "scale": 0.5,
     "mean": (0.25, -1.0, 3.0),
     "std": (1.0, 2.0, 0.5),
@@ -40,14 +39,19 @@ EVERY = {
     "window_overlap": 32,
     "max_bytes": 1000,
     "exits": (0.1, 0.6),
-    "cuts": ("conv1", "relu/4"),
     "profile": "/board.json",
-    "epochs": 3,
-    "batch": 32,
     "distillation": 0.75,
     "litert": True,
+    "calibration_is_fresh": True,
 }
-TRAINED = {"size": "small", "budget_ms": 1.5, "budget_kb": 200.0}
+OTHERS = [
+    {"budget_ms": 1.5, "budget_kb": 200.0, "epochs": 3, "batch": 32},
+    {"size": "small"},
+    {"edge": "/e.onnx", "cuts": ("conv1", "relu/4")},
+    {"rebase": "/old", "hop": 4, "calibration_is_fresh": True},
+    {"uncertified": True},
+]
+"""What does nothing beside some of the keys above."""
 
 
 def typed(values):
@@ -96,13 +100,21 @@ def recipe(tmp_path):
 
 
 def test_the_values_here_are_every_key_and_no_default():
-    assert {*EVERY, *TRAINED, "rebase"} == set(BuildRequest.__struct_fields__)
-    request, plain = make_request(EVERY), make_request(LEAST)
-    same = {key for key in EVERY if getattr(request, key) == getattr(plain, key)}
-    assert same == set(LEAST)
+    assert set().union(EVERY, *OTHERS) == set(BuildRequest.__struct_fields__)
+    plain = make_request(LEAST)
+    for values in (EVERY, *OTHERS):
+        request = make_request({**LEAST, **values})
+        same = {key for key in values if getattr(request, key) == getattr(plain, key)}
+        assert same <= set(LEAST)
 
 
-@pytest.mark.parametrize("values", [EVERY, LEAST, {**LEAST, **TRAINED}, {**LEAST, "rebase": "/old"}])
+def test_what_was_not_said_of_samples_is_none():
+    plain = make_request(LEAST)
+    unsaid = ("model", "scale", "mean", "std", "layout", "encoding", "wire_scale", "window", "hop")
+    assert {getattr(plain, key) for key in unsaid} == {None}
+
+
+@pytest.mark.parametrize("values", [EVERY, LEAST, *({**LEAST, **values} for values in OTHERS)])
 def test_typed_written_and_in_python_a_request_is_the_same(recipe, values):
     expected = make_request(values)
     assert all(getattr(expected, key) == value for key, value in values.items())
@@ -155,19 +167,101 @@ def test_paths_in_a_recipe_start_at_its_folder_and_typed_ones_at_the_working_dir
         ({"std": (1.0, float("inf"))}, "std = inf: give a finite number"),
         ({"std": (0.0,)}, "std = (0.0,): expected float > 0.0"),
         ({"budget_ms": float("nan")}, "budget_ms = nan: expected float > 0.0"),
-        ({"hop": 3}, "hop needs window"),
+        ({"mean": 0.5}, "mean = 0.5: expected array, got float"),
+        ({"hop": 3}, "hop does nothing without window or rebase: it is the distance"),
         ({"window": 4, "hop": 5}, "hop = 5: 1 to the window's 4"),
-        ({"rebase": "a", "edge": "b"}, "rebase keeps the bundle's own edge network: leave edge out"),
-        ({"rebase": "a", "budget_kb": 9.0}, "size and budgets choose a network to train: leave them out"),
-        ({"edge": "a", "size": "small"}, "size and budgets choose a network to train"),
-        ({"cuts": ("a",)}, "cuts names values of a network of your own: give edge as well"),
-        ({"exits": (0.5, 0.2)}, "exits are shares of the cost in ascending order"),
+        ({"edge": "a", "exits": (0.5, 0.2)}, "exits are shares of the cost in ascending order"),
         ({"encoding": "float32", "wire_scale": 1.0}, "wire_scale is a step of int8 or uint8"),
         ({"epsilom": 0.1}, "epsilom"),
     ],
 )
 def test_what_cannot_be_meant_is_told_in_one_line(change, complaint):
     assert complaint in refusal_of(make_request, {**LEAST, **change})
+
+
+@pytest.mark.parametrize(
+    ("beside", "keys"),
+    [
+        ({"uncertified": True}, {"delta": 0.05, "disagreement_epsilon": 0.1, "max_upload": 0.5}),
+        (
+            {"rebase": "a"},
+            {
+                "edge": "b",
+                "cuts": ("b",),
+                "exits": (0.2, 0.5),
+                "size": "small",
+                "budget_ms": 1.0,
+                "budget_kb": 1.0,
+                "epochs": 15,
+                "batch": 128,
+                "distillation": 0.5,
+            },
+        ),
+        (
+            {"edge": "a"},
+            {"size": "small", "budget_ms": 1.0, "budget_kb": 1.0, "epochs": 15, "batch": 128},
+        ),
+        ({"cuts": ("a",), "edge": "b"}, {"exits": (0.2, 0.5)}),
+        ({"size": "medium"}, {"budget_ms": 1.0, "budget_kb": 0.001}),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused_even_as_its_default(recipe, beside, keys):
+    for key, value in keys.items():
+        values = {**LEAST, **beside, key: value}
+        line = refusal_of(make_request, values)
+        assert line.startswith(f"build: {key} does nothing with {next(iter(beside))}: ")
+        assert line.endswith(": leave one of them out")
+        assert f"{key} does nothing with" in refusal_of(parse, *typed(values))
+        # Typed on top of a recipe it was meant, and is refused too.
+        path = recipe(written({**LEAST, **beside}))
+        assert refusal_of(parse, path, *typed({key: value})).startswith(f"{path}: {key} does nothing with")
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"cuts": ("a",)}, "cuts does nothing without edge: they name values of a network of your own"),
+        ({"exits": (0.2, 0.5)}, "exits does nothing without edge: they are places in a network of your own"),
+        ({"calibration_is_fresh": True}, "calibration_is_fresh does nothing without edge or rebase"),
+    ],
+)
+def test_a_key_that_lacks_what_it_is_about_is_refused(values, complaint):
+    assert complaint in refusal_of(make_request, {**LEAST, **values})
+
+
+def test_what_says_nothing_hinders_nothing():
+    made = make_request({**LEAST, "rebase": "a", "edge": None, "size": "auto", "cuts": ()})
+    assert made == make_request({**LEAST, "rebase": "a"})
+    assert make_request({**LEAST, "size": "auto", "budget_kb": 9.0}).budget_kb == 9.0
+    assert make_request({**LEAST, "uncertified": False, "delta": 0.1}).delta == 0.1
+
+
+@pytest.mark.parametrize(
+    ("in_recipe", "typed_beside"),
+    [
+        ({"edge": "/e.onnx", "exits": (0.3,), "distillation": 0.9}, {"rebase": "a"}),
+        ({"size": "small", "epochs": 3, "batch": 32}, {"rebase": "a"}),
+        ({"budget_kb": 3.0, "budget_ms": 3.0, "epochs": 3}, {"edge": "a"}),
+        ({"edge": "/e.onnx", "calibration_is_fresh": True}, {"rebase": "a"}),
+        ({"delta": 0.1, "max_upload": 0.5}, {"uncertified": True}),
+        ({"budget_kb": 3.0}, {"size": "large"}),
+    ],
+)
+def test_a_recipes_key_that_does_nothing_beside_a_typed_one_is_left_out(recipe, in_recipe, typed_beside):
+    path = recipe(written({**LEAST, "seed": 3, **in_recipe}))
+    assert parse(path, *typed(typed_beside)) == make_request({**LEAST, "seed": 3, **typed_beside})
+
+
+def test_a_recipe_that_contradicts_itself_is_refused(recipe):
+    path = recipe(written({**LEAST, "rebase": "/a", "epochs": 3}))
+    assert refusal_of(parse, path).startswith(f"{path}: epochs does nothing with rebase")
+
+
+def test_what_a_recipe_vouched_for_its_own_network_does_not_hold_of_another(recipe):
+    path = recipe(written({**LEAST, "edge": "/e.onnx", "calibration_is_fresh": True}))
+    assert parse(path).calibration_is_fresh
+    assert not parse(path, "--rebase", "a").calibration_is_fresh
+    assert parse(path, "--rebase", "a", "--calibration-is-fresh").calibration_is_fresh
 
 
 @pytest.mark.parametrize("key", sorted(LEAST))

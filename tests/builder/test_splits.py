@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from cloud_hub.builder.samples.data import Dataset, Parts
@@ -179,6 +179,79 @@ def test_copies_within_undivided_data_are_found_too():
     assert not numbers(splits.train) & (numbers(splits.optimise) | numbers(splits.calibrate))
 
 
+def copied(count, times, **keywords):
+    """`count` different samples, all of them `times` times over."""
+    return samples(count, **keywords).rows(np.tile(np.arange(count), times))
+
+
+def test_copies_in_calibration_data_count_once_and_never_choose_and_certify():
+    calibration = copied(340, 8, start=1_000)
+    splits = split_parts(Parts(train=samples(300), calibration=calibration))
+    assert len(splits.optimise) + len(splits.calibrate) == 340
+    assert not numbers(splits.optimise) & numbers(splits.calibrate)
+    assert len(splits.optimise) == pytest.approx(0.3 * 340, abs=40)  # the shares are those of the rest
+    assert splits.notes == (
+        "2380 calibration samples are exact copies of others and were dropped: they are not independent",
+    )
+
+
+def test_the_first_of_copies_is_kept_with_its_own_label():
+    data = samples(300, start=1_000)
+    again = Dataset(data.x[:50], (data.y[:50] + 1) % 3)
+    both = Dataset(np.concatenate([data.x, again.x]), np.concatenate([data.y, again.y]))
+    splits = split_parts(Parts(train=samples(300), calibration=both))
+    kept = np.concatenate([splits.optimise.x[:, 0], splits.calibrate.x[:, 0]])
+    labels = np.concatenate([splits.optimise.y, splits.calibrate.y])
+    assert sorted(kept) == sorted(data.x[:, 0])
+    assert np.array_equal(labels, data.y[kept.astype(int) - 1_000])
+
+
+def test_copies_within_a_group_stay_and_across_groups_the_later_ones_go():
+    groups = np.arange(300) // 10
+    inside = samples(300, start=1_000, groups=groups).rows(np.arange(300).repeat(2))
+    train = samples(300, groups=np.arange(300) // 10 + 100)
+    splits = split_parts(Parts(train=train, calibration=inside))
+    assert len(splits.optimise) + len(splits.calibrate) == 600
+    assert splits.notes == ()
+
+    first = samples(300, start=1_000, groups=groups)
+    across = Dataset(
+        np.concatenate([first.x, first.x[:40]]),
+        np.concatenate([first.y, first.y[:40]]),
+        np.concatenate([groups, np.arange(40) // 10 + 50]),
+    )
+    splits = split_parts(Parts(train=train, calibration=across))
+    assert not numbers(splits.optimise) & numbers(splits.calibrate)
+    assert set(splits.optimise.groups) | set(splits.calibrate.groups) == set(range(30))
+    assert splits.notes[0].startswith("40 calibration samples are exact copies of others and were dropped")
+
+
+@given(
+    numbered=st.lists(st.integers(0, 60), min_size=150, max_size=300),
+    grouped=st.booleans(),
+    given_apart=st.booleans(),
+)
+def test_no_sample_is_both_in_what_chooses_and_in_what_certifies(numbered, grouped, given_apart):
+    x = np.array(numbered, np.float32)[:, np.newaxis]
+    data = Dataset(x, groups=np.arange(len(x)) // 5 if grouped else None)
+    train = samples(40, start=1_000, groups=np.arange(40) + 900 if grouped else None)
+    parts = Parts(train=Dataset(train.x[:, :1], groups=train.groups), calibration=data)
+    try:
+        splits = split_parts(parts if given_apart else Parts(train=data))
+    except BuildError:
+        reject()  # too few that differ
+    assert not numbers(splits.optimise) & numbers(splits.calibrate)
+    assert not numbers(splits.train) & (numbers(splits.optimise) | numbers(splits.calibrate))
+    if not grouped:
+        judged = len(splits.optimise) + len(splits.calibrate)
+        assert judged == len(numbers(splits.optimise) | numbers(splits.calibrate))
+
+
+def test_too_few_that_differ_are_told_with_how_many_are_copies():
+    message = refusal_of(Parts(train=samples(300), calibration=copied(12, 30, classes=1, start=1_000)))
+    assert "when 348 exact copies are dropped, where each part needs 10 at least" in message
+
+
 def test_groups_stay_whole_and_go_with_their_samples():
     groups = np.arange(600) // 20
     splits = split_parts(Parts(train=samples(600, groups=groups)))
@@ -194,6 +267,16 @@ def test_a_group_in_training_and_calibration_is_refused():
         samples(60, start=100, groups=np.arange(60) % 6),
     )
     assert "6 groups are in both" in refusal_of(Parts(train=train, calibration=calibration))
+
+
+def test_groups_of_one_part_alone_are_refused_since_the_other_may_hold_them_too():
+    grouped = samples(60, groups=np.arange(60) % 6)
+    assert refusal_of(Parts(train=grouped, calibration=samples(60, start=100))) == (
+        "training data has groups, calibration data has none: give groups_calibration"
+    )
+    assert refusal_of(Parts(train=samples(60, start=100), calibration=grouped)) == (
+        "calibration data has groups, training data has none: give groups_train, so that none is in both"
+    )
 
 
 def test_overlapping_windows_are_thinned_wherever_they_judge():

@@ -15,7 +15,7 @@ import numpy as np
 from cloud_hub.builder.calibration.outcomes import Outcomes, walk
 from cloud_hub.builder.reports.evaluate import Evaluation, Reference, evaluate
 from cloud_hub.builder.reports.traffic import PlanRun, Sender, cascade_traffic
-from edge_cascade.policy import Certificate, OperatingPoint
+from edge_cascade.policy import Certificate, OperatingPoint, Precision
 from edge_cascade.scores import LABEL, PROBABILITY
 
 FORMAT: Final = 1
@@ -60,6 +60,14 @@ class DataPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str | None = None
 
 
+class StageTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Median microseconds of one sample in one stage, on the machine that built the bundle."""
+
+    stage: int
+    precision: Precision
+    us: float
+
+
 class TradeRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a promise of `epsilon` would cost; `upload_share` None where the data are too few for it."""
 
@@ -92,6 +100,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trade: tuple[TradeRow, ...]
     data: tuple[DataPart, ...]
     made_by: dict[str, str]
+    stage_times: tuple[StageTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,7 @@ class Provenance:
     naive: Sequence[float] | None = None
     trade: Sequence[TradeRow] = ()
     made_by: Mapping[str, str] = field(default_factory=dict)
+    stage_times: Sequence[StageTime] = ()
 
 
 def make_card(run: PlanRun, provenance: Provenance, sender: Sender | None = None) -> Card:
@@ -151,6 +161,7 @@ def make_card(run: PlanRun, provenance: Provenance, sender: Sender | None = None
         trade=tuple(provenance.trade),
         data=tuple(provenance.data),
         made_by=dict(provenance.made_by),
+        stage_times=tuple(provenance.stage_times),
     )
 
 

@@ -60,6 +60,7 @@ def sections_of(card: Card) -> list[Section]:
         _curve(card),
         _rungs(card),
         _reliability(card),
+        *_times(card),
         *_trade(card),
         _origin(card),
     ]
@@ -254,6 +255,34 @@ def _rungs(card: Card) -> Section:
         ),
         closing=(
             "Microseconds are medians of one sample." if has_cost else "Time on a board was not measured."
+        ),
+    )
+
+
+def _times(card: Card) -> Iterator[Section]:
+    if not card.stage_times:
+        return
+    times = {(each.stage, each.precision): each.us for each in card.stage_times}
+    stages = sorted({stage for stage, _ in times})
+    precisions = sorted({precision for _, precision in times})
+    yield Section(
+        "Time on the machine that built it",
+        table=Table(
+            ("stage", *[f"{precision}, us" for precision in precisions]),
+            tuple(
+                (
+                    str(stage),
+                    *[
+                        f"{times[stage, precision]:,.1f}" if (stage, precision) in times else "-"
+                        for precision in precisions
+                    ],
+                )
+                for stage in stages
+            ),
+        ),
+        closing=(
+            "Medians of one sample in a tight loop on one thread. A board takes other times, and int8 may "
+            "pay there where it does not here: run edge-daemon bench on it."
         ),
     )
 

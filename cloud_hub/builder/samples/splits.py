@@ -1,7 +1,11 @@
 """Divides data into what trains, what chooses thresholds and what certifies them. No I/O; chance is seeded.
 
 What trained never calibrates: exact copies of training samples are taken out of the calibration data, whole
-groups stay in one part, and windows that share readings with a calibration window do not train.
+groups stay in one part, and windows that share readings with a calibration window do not train. Calibration
+samples are independent of each other but for their groups: of exact copies the first is kept, or its group.
+
+Before the test nothing is looked at of the samples that certify but their bytes, to find copies, their
+groups, and which classes are among their labels, to refuse a promise about a class that none of them has.
 
 Of data that was never divided half trains, 15 % optimise the chain of thresholds and 35 % test it. A test at
 epsilon 0.005 and delta 0.05 needs 600 samples without a loss, more for every plan that shares delta, and
@@ -69,6 +73,14 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """How many calibration samples were dropped as exact copies, by what they are copies of."""
+
+    of_training: int
+    of_each_other: int
+
+
 def split_parts(
     parts: Parts, *, seed: int = 0, shares: Shares | None = None, overlap: Window | None = None
 ) -> Splits:
@@ -79,7 +91,8 @@ def split_parts(
     stays whole.
 
     Raises:
-        BuildError: if a part is empty or too small, or knows a class less than the rest.
+        BuildError: if a part is empty or too small, or knows a class less than the rest; if only one of
+            training and calibration data has groups, or one group is in both.
     """
     shares = shares or Shares()
     rng = np.random.default_rng(seed)
@@ -87,13 +100,13 @@ def split_parts(
         raise BuildError("the data has no training part: it needs an array x or x_train")
     if parts.calibration is None:
         all_shares = (shares.train, shares.optimise, shares.calibrate)
-        train, optimise, calibrate = _divide(parts.train, all_shares, rng, overlap, dense=0)
+        (train, optimise, calibrate), twice = _divide(parts.train, all_shares, rng, overlap, trains=0)
     else:
         _check_groups_apart(parts.train, parts.calibration)
         train = parts.train.rows(rng.permutation(len(parts.train)))
         rest = shares.optimise + shares.calibrate
         two_shares = (shares.optimise / rest, shares.calibrate / rest)
-        optimise, calibrate = _divide(parts.calibration, two_shares, rng, overlap, dense=None)
+        (optimise, calibrate), twice = _divide(parts.calibration, two_shares, rng, overlap, trains=None)
     test = parts.test
     if test is not None and overlap is not None and test.groups is None:
         test = test.rows(np.arange(0, len(test), _reach(overlap) + 1))
@@ -102,9 +115,9 @@ def split_parts(
     optimise, dropped_first = _without(optimise, seen)
     calibrate, dropped_second = _without(calibrate, seen)
     splits = Splits(train, optimise, calibrate, test)
-    _check_sizes(splits)
+    dropped = _Copies(dropped_first + dropped_second, twice)
+    _check_sizes(splits, dropped)
     _check_classes(splits)
-    dropped = dropped_first + dropped_second
     return Splits(train, optimise, calibrate, test, tuple(_notes(parts, splits, seen, dropped)))
 
 
@@ -217,15 +230,31 @@ def _divide(
     rng: np.random.Generator,
     overlap: Window | None,
     *,
-    dense: int | None,
-) -> list[Dataset]:
+    trains: int | None,
+) -> tuple[list[Dataset], int]:
+    """The parts, and how many samples of those that do not train were dropped as copies of each other."""
     if data.groups is not None:
         part = divide_groups(data.groups, data.y, shares, rng)
     elif overlap is not None:
-        part = divide_stream(len(data), overlap, data.y, shares, rng, dense=dense)
+        part = divide_stream(len(data), overlap, data.y, shares, rng, dense=trains)
     else:
         part = divide_samples(data.y, len(data), shares, rng)
-    return [data.rows(rng.permutation(np.flatnonzero(part == index))) for index in range(len(shares))]
+    judging = (part != DROPPED) if trains is None else (part != DROPPED) & (part != trains)
+    copies = _copies(data, np.flatnonzero(judging))
+    part[copies] = DROPPED
+    parts = [data.rows(rng.permutation(np.flatnonzero(part == index))) for index in range(len(shares))]
+    return parts, len(copies)
+
+
+def _copies(data: Dataset, rows: Index) -> Index:
+    """Those of some rows whose sample was there before: in another group, or anywhere if there are none."""
+    groups = np.arange(len(data)) if data.groups is None else data.groups
+    first: dict[bytes, int] = {}
+    digests = _digests(data.rows(rows))
+    again = [
+        first.setdefault(digest, group) != group for digest, group in zip(digests, groups[rows], strict=True)
+    ]
+    return np.extract(again, rows)
 
 
 def _digests(data: Dataset) -> list[bytes]:
@@ -240,22 +269,29 @@ def _without(data: Dataset, seen: Sequence[bytes]) -> tuple[Dataset, int]:
 
 
 def _check_groups_apart(train: Dataset, calibration: Dataset) -> None:
-    if train.groups is None or calibration.groups is None:
-        return
-    shared = np.intersect1d(train.groups, calibration.groups)
-    if len(shared):
+    if train.groups is not None and calibration.groups is not None:
+        shared = np.intersect1d(train.groups, calibration.groups)
+        if len(shared):
+            raise BuildError(
+                f"{len(shared)} groups are in both x_train and x_calibration: give all samples as x, "
+                "and they are divided by whole groups"
+            )
+    elif train.groups is not None:
+        raise BuildError("training data has groups, calibration data has none: give groups_calibration")
+    elif calibration.groups is not None:
         raise BuildError(
-            f"{len(shared)} groups are in both x_train and x_calibration: give all samples as x, "
-            "and they are divided by whole groups"
+            "calibration data has groups, training data has none: give groups_train, so that none is in both"
         )
 
 
-def _check_sizes(splits: Splits) -> None:
+def _check_sizes(splits: Splits, dropped: _Copies) -> None:
     parts = {"train": splits.train, "optimise": splits.optimise, "calibrate": splits.calibrate}
     small = {name: len(data) for name, data in parts.items() if len(data) < MIN_SAMPLES}
     if small:
         told = ", ".join(f"{count} to {name}" for name, count in small.items())
-        raise BuildError(f"too little data: {told}, where each part needs {MIN_SAMPLES} at least")
+        copies = dropped.of_training + dropped.of_each_other
+        without = f", when {copies} exact copies are dropped" if copies else ""
+        raise BuildError(f"too little data: {told}{without}, where each part needs {MIN_SAMPLES} at least")
 
 
 def _check_classes(splits: Splits) -> None:
@@ -271,10 +307,17 @@ def _check_classes(splits: Splits) -> None:
         )
 
 
-def _notes(parts: Parts, splits: Splits, seen: Sequence[bytes], dropped: int) -> list[str]:
+def _notes(parts: Parts, splits: Splits, seen: Sequence[bytes], dropped: _Copies) -> list[str]:
     notes = []
-    if dropped:
-        notes.append(f"{dropped} calibration samples are exact copies of training samples and were dropped")
+    if dropped.of_training:
+        notes.append(
+            f"{dropped.of_training} calibration samples are exact copies of training samples and were dropped"
+        )
+    if dropped.of_each_other:
+        notes.append(
+            f"{dropped.of_each_other} calibration samples are exact copies of others and were dropped: they "
+            "are not independent"
+        )
     if parts.calibration is None:
         notes.append(
             "calibration samples come out of the training data: a full model that learned from them answers "
