@@ -14,6 +14,7 @@ from cloud_hub.builder.reports.card import (
     Card,
     DataPart,
     Provenance,
+    StageTime,
     TradeRow,
     make_card,
     reliability_of,
@@ -242,3 +243,11 @@ def test_a_certificate_that_does_not_reach_the_point_in_use_promises_nothing_of_
     assert len(said) == 2
     assert said[1].startswith("The certificate of disagreement (at most 2 in 100) reaches point 3;")
     assert said[1].endswith("of the point in use (10) it promises nothing.")
+
+
+def test_the_times_of_the_stages_stand_on_the_card_where_they_were_taken():
+    times = (StageTime(0, "int8", 12.34), StageTime(0, "fp32", 20.0), StageTime(1, "fp32", 1234.0))
+    text = markdown_of("d", sections_of(make_card(run_of(), Provenance("test data", stage_times=times))))
+    assert "Time on the machine that built it" in text
+    assert "| 0 | 20.0 | 12.3 |" in text
+    assert "| 1 | 1,234.0 | - |" in text

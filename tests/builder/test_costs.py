@@ -151,7 +151,7 @@ def test_a_profile_prices_the_rungs_and_decides_the_default_plan(tmp_path, board
     assert slow_int8.weights.default_plan == "fp32"
 
 
-def test_without_a_profile_nothing_is_timed(tmp_path, monkeypatch):
+def test_without_a_profile_no_clock_decides_what_is_in_a_bundle(tmp_path, monkeypatch):
     def fail(*arguments):
         raise AssertionError("a clock was read")
 

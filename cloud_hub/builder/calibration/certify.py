@@ -5,8 +5,9 @@ the certified point of every plan at once. Each of K plans is tested at delta / 
 The loss certificate and the disagreement certificate are two promises, each with its own delta.
 
 Whatever is chosen (chains, scores, which plans are worth a share of delta, the epsilon of the disagreement)
-is chosen on D_opt before D_cal is tested; of D_cal only its size, its groups, copies and which classes it has
-are known by then. D_cal decides how far along its chain each plan may go, and so which plan is the default: all of them hold at once.
+is chosen on D_opt before D_cal is tested; of D_cal only its size, its groups, copies and which classes it
+has are known by then. D_cal decides how far along its chain each plan may go, and so which plan is the
+default: all of them hold at once.
 """
 
 from __future__ import annotations
