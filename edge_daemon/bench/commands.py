@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
 
+from edge_daemon.arguments import between
 from edge_daemon.config import Runtime
 from edge_daemon.errors import EXIT_CONFIG, EXIT_MODEL, EXIT_OK, EdgeError, ModelError
 
@@ -224,19 +225,8 @@ def _console(*, to_stderr: bool) -> Console:
 
 
 def _rate(text: str) -> float:
-    return _between(text, 0.1, 10_000.0, "a rate from 0.1 to 10000")
+    return between(text, 0.1, 10_000.0, "a rate from 0.1 to 10000")
 
 
 def _seconds(text: str) -> float:
-    return _between(text, 1.0, 3600.0, "a number of seconds from 1 to 3600")
-
-
-def _between(text: str, low: float, high: float, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    # Written so that NaN fails as well.
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
+    return between(text, 1.0, 3600.0, "a number of seconds from 1 to 3600")

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from edge_cascade.durable import write_durably
 from edge_cascade.shipped import shipped_models
+from edge_daemon.arguments import between
 from edge_daemon.errors import EXIT_LOST, EXIT_OK, SimulationError
 from edge_daemon.simulate.brokers import available_broker
 
@@ -189,23 +190,12 @@ def _whole(text: str) -> int:
 
 
 def _rate(text: str) -> float:
-    return _between(text, 0.001, 1e6, "a rate above 0")
+    return between(text, 0.001, 1e6, "a rate above 0")
 
 
 def _share(text: str) -> float:
-    return _between(text, 0.0, 1.0, "a number from 0 to 1")
+    return between(text, 0.0, 1.0, "a number from 0 to 1")
 
 
 def _seconds(text: str) -> float:
-    return _between(text, 0.0, 86400.0, "a number of seconds from 0 on")
-
-
-def _between(text: str, low: float, high: float, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    # Written so that NaN fails as well.
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-    return value
+    return between(text, 0.0, 86400.0, "a number of seconds from 0 on")
