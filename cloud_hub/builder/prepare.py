@@ -42,11 +42,6 @@ class Prepared:
     notes: tuple[str, ...]
     base: Bundle | None = None
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the truth is known; else the full model's answers stand for it."""
-        return self.splits.calibrate.y is not None
-
 
 def prepare(request: BuildRequest) -> Prepared:
     """Read and check everything that a build is given.
