@@ -59,7 +59,7 @@ def test_all_that_a_bundle_says_of_its_samples_comes_from_the_request_and_the_da
     )
     assert (declaration.input_shape, declaration.preprocess) == ((1, 8, 8), Preprocess((MEAN,), (STD,)))
     assert (declaration.wire, declaration.window) == (Wire("uint8", 1.0), Window(8, 4))
-    assert prepared.labelled
+    assert prepared.splits.calibrate.y is not None
     assert prepared.notes[-1].startswith("the full model is right on 98.")
 
 
@@ -174,7 +174,7 @@ def test_arrays_may_have_other_names(request_for):
 
 def test_unlabelled_data_are_judged_by_the_full_model_and_that_is_said(request_for):
     prepared = prepare(request_for(data=changed("y", lambda y: None)))
-    assert not prepared.labelled
+    assert prepared.splits.calibrate.y is None
     assert prepared.notes[-1].startswith("no calibration labels: what is certified is agreement")
 
 
@@ -243,9 +243,12 @@ def test_data_in_one_piece_certify_no_network_of_the_users_own_unless_he_vouches
     assert f"edge: your network may have learned from the data that would certify it: {APART}" in refusal_of(
         prepare, request_for(data=in_one_piece(), edge=edge)
     )
-    assert prepare(request_for(data=in_one_piece(), edge=edge, calibration_is_fresh=True)).labelled
-    assert prepare(request_for(edge=edge)).labelled
-    assert prepare(request_for(data=in_one_piece())).labelled
+    assert (
+        prepare(request_for(data=in_one_piece(), edge=edge, calibration_is_fresh=True)).splits.calibrate.y
+        is not None
+    )
+    assert prepare(request_for(edge=edge)).splits.calibrate.y is not None
+    assert prepare(request_for(data=in_one_piece())).splits.calibrate.y is not None
 
 
 def test_data_in_one_piece_certify_no_network_that_is_kept_unless_he_vouches(request_for):
@@ -253,8 +256,11 @@ def test_data_in_one_piece_certify_no_network_that_is_kept_unless_he_vouches(req
     assert f"rebase: the bundle's network may have learned from the data that would certify it: {APART}" in (
         refusal_of(prepare, request_for(data=in_one_piece(), rebase=base))
     )
-    assert prepare(request_for(data=in_one_piece(), rebase=base, calibration_is_fresh=True)).labelled
-    assert prepare(request_for(rebase=base)).labelled
+    assert (
+        prepare(request_for(data=in_one_piece(), rebase=base, calibration_is_fresh=True)).splits.calibrate.y
+        is not None
+    )
+    assert prepare(request_for(rebase=base)).splits.calibrate.y is not None
 
 
 def reported(tmp_path, train, **changes):
@@ -273,7 +279,7 @@ def test_a_report_that_names_the_same_training_part_shows_that_the_rest_trained_
 ):
     train = prepare(request_for(data=in_one_piece())).splits.train
     base = reported(tmp_path, train)
-    assert prepare(request_for(data=in_one_piece(), rebase=base)).labelled
+    assert prepare(request_for(data=in_one_piece(), rebase=base)).splits.calibrate.y is not None
     # Another seed divides otherwise, and certifies on what trained.
     assert APART in refusal_of(prepare, request_for(data=in_one_piece(), rebase=base, seed=1))
 
