@@ -14,11 +14,12 @@ import math
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
+from edge_cascade.delta_payloads import Encoding
 from edge_cascade.errors import ProtocolError
 from edge_cascade.gate import Exit
 
@@ -238,7 +239,7 @@ class RoundOffer(Message, frozen=True, array_like=True):
     round_id: Name
     training_base: Digest
     base_bytes: Count
-    encoding: Literal["fp32", "int8", "sign", "topk"]
+    encoding: Encoding
     epochs: Small
     batch_size: Small
     learning_rate_ppm: Count
@@ -257,7 +258,7 @@ class ClientUpdate(Message, frozen=True, array_like=True):
     round_id: Name
     training_base: Digest
     num_examples: Annotated[int, Meta(gt=0, lt=2**31)]
-    encoding: Literal["fp32", "int8", "sign", "topk"]
+    encoding: Encoding
     delta: Blob
 
 
