@@ -27,11 +27,11 @@ def test_packets_of_two_threads_do_not_mix_on_a_slow_line(tmp_path, monkeypatch)
             Broker(port=broker.port), "listener", subscriptions=["large"], on_message=received.append
         )
         listener.start()
-        wait_until(lambda: listener.is_up)
+        wait_until(lambda: listener.is_listening)
         monkeypatch.setattr(mqtt, "_set_nodelay", with_small_buffer)
         sender = MqttSession(Broker(port=broker.port), "sender", subscriptions=["small"])
         sender.start()
-        wait_until(lambda: sender.is_up)
+        wait_until(lambda: sender.is_listening)
         are_sent = threading.Event()
 
         def make_noise():
@@ -78,7 +78,7 @@ def test_what_was_not_acknowledged_is_sent_again_unless_forgotten(tmp_path, monk
     with start_mosquitto(tmp_path, port=port):
         listener = MqttSession(Broker(port=port), "listener", subscriptions=["x"], on_message=received.append)
         listener.start()
-        wait_until(lambda: listener.is_up and sender.is_up)
+        wait_until(lambda: listener.is_listening and sender.is_up)
         assert sender.publish("x", b"after") is not None
         wait_until(lambda: any(one.payload == b"after" for one in received))
         sender.stop()

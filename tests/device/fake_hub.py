@@ -44,7 +44,8 @@ class FakeHub:
 
     def __enter__(self):
         self._session.start()
-        wait_until(lambda: self._session.is_up, what="the hub is connected")
+        # Up is not enough: what is published before the broker has the subscription goes to nobody.
+        wait_until(lambda: self._session.is_listening, what="the hub is subscribed")
         return self
 
     def __exit__(self, *_):

@@ -131,7 +131,7 @@ def start_device(stack, tmp_path, broker):
 @pytest.fixture
 def device(start_device):
     device = start_device()
-    wait_until(lambda: device.uplink.is_up, what="the uplink is connected")
+    wait_until(lambda: device.uplink._session.is_listening, what="the uplink is subscribed")
     return device
 
 
