@@ -22,9 +22,12 @@ from tests.device.spooling_cases import wait_until
 
 
 class FakeHub:
-    """Remembers what it got. `answer` is called for every frame of cases, updates and reports."""
+    """Remembers what it got. `answer` is called for every frame of cases, updates and reports.
 
-    def __init__(self, port, device="dev-1", prefix="edge"):
+    `is_silent` from the start: a device that waits may send before anybody could set `answer`.
+    """
+
+    def __init__(self, port, device="dev-1", prefix="edge", is_silent=False):
         self.device, self.prefix = device, prefix
         self.stored: dict[tuple[bytes, int], object] = {}
         self.deliveries: list[tuple[bytes, int]] = []
@@ -33,7 +36,7 @@ class FakeHub:
         self.receipts: list[tuple[int, int]] = []
         self.payload_sizes: list[int] = []
         self.lock = threading.Lock()
-        self.answer = self.acknowledge
+        self.answer = self.stay_silent if is_silent else self.acknowledge
         self._reassembler = Reassembler()
         self._session = MqttSession(
             Broker(port=port),

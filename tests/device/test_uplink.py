@@ -172,7 +172,7 @@ def test_cases_updates_and_reports_arrive_as_they_were_and_leave_the_spool(hub, 
 
 
 def test_cases_travel_in_batches(hub, start_device):
-    device = start_device(batch_linger_s=3600, max_batch_items=10)
+    device = start_device(batch_linger_s=3600, max_batch_items=10, ack_timeout_s=60.0)
     device.append(*(item(seq) for seq in range(40)))
     device.wait_empty()
     assert (len(hub.batches), sorted(seq for batch in hub.batches for seq in batch)) == (4, list(range(40)))
@@ -336,9 +336,7 @@ def test_a_broker_killed_and_started_without_its_memory_loses_nothing(stack, tmp
     stack.callback(device.close)
     expected = set()
     for life in range(3):
-        with start_mosquitto(tmp_path, port=port) as broker, FakeHub(port) as hub:
-            if life < 2:
-                hub.answer = hub.stay_silent
+        with start_mosquitto(tmp_path, port=port) as broker, FakeHub(port, is_silent=life < 2) as hub:
             device.append(*(item(100 * life + seq) for seq in range(30)))
             expected |= {(BOOT, 100 * life + seq) for seq in range(30)}
             wait_until(lambda hub=hub: hub.deliveries, what="something arrives")
