@@ -15,6 +15,7 @@ from edge_cascade.codec import MAGIC, VERSION
 from edge_cascade.messages import (
     KIND_OF,
     Acks,
+    BaseRequest,
     CaseBatch,
     Chunk,
     ClientUpdate,
@@ -24,6 +25,7 @@ from edge_cascade.messages import (
     Report,
     RoundOffer,
     Status,
+    TrainingBase,
     VerdictBatch,
 )
 from edge_cascade.topics import DEFAULT_PREFIX, DOWN, UP, VERSION_LEVEL
@@ -40,14 +42,14 @@ CHANNELS: dict[str, tuple[tuple[type[Message], ...], bool]] = {
     "cases": ((CaseBatch, Chunk), False),
     "update": ((ClientUpdate, Chunk), False),
     "status": ((Status,), True),
-    "telemetry": ((Report, Receipts, Chunk), False),
+    "telemetry": ((Report, Receipts, BaseRequest, Chunk), False),
     "acks": ((Acks,), False),
     "verdicts": ((VerdictBatch,), False),
     "desired": ((DesiredState,), True),
-    "round": ((RoundOffer,), True),
+    "round": ((RoundOffer, TrainingBase, Chunk), True),
 }
 # In the protocol, but this version sends none of them.
-NOT_YET: tuple[type[Message], ...] = (ClientUpdate, DesiredState, RoundOffer)
+NOT_YET: tuple[type[Message], ...] = (DesiredState,)
 
 HEAD = "# Written by docs/make_asyncapi.py from the message types. Do not edit; run it again.\n"
 

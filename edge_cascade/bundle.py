@@ -4,6 +4,7 @@
       graph/manifest.json            GraphManifest
       graph/stage0.fp32.onnx         one file per (stage, precision), without weights
       graph/stage0.fp32.tflite       the same for LiteRT, weights inside, where the builder could write it
+      graph/train_step.onnx          where boards may learn: see `train_step`
       graph/golden_inputs.safetensors    `x`: (n, *shape) float32, as they come off the wire
       weights/manifest.json          WeightsManifest
       weights/weights.safetensors    `fp32/<initializer>`, `int8/<initializer>`
@@ -48,11 +49,13 @@ from edge_cascade.manifest import (
 from edge_cascade.onnx_file import ModelSummary, inspect_model
 from edge_cascade.policy import Plan, Precision
 from edge_cascade.tflite_file import TfliteSummary, check_stage_tensors, inspect_tflite
+from edge_cascade.train_step import TrainStepModel, read_train_step
 
 GRAPH: Final = "graph"
 WEIGHTS: Final = "weights"
 MANIFEST: Final = "manifest.json"
 WEIGHTS_BLOB: Final = "weights.safetensors"
+TRAIN_STEP: Final = "train_step.onnx"
 GOLDEN_INPUTS: Final = "golden_inputs.safetensors"
 GOLDEN_OUTPUTS: Final = "golden_outputs.safetensors"
 
@@ -122,6 +125,7 @@ class Bundle:
     stage_models: Mapping[tuple[int, Precision], StageModel]
     golden_inputs: NDArray[np.float32]
     golden_outputs: Mapping[str, NDArray[np.float32]]
+    train_step: TrainStepModel | None = None
 
     def __repr__(self) -> str:
         return f"<Bundle of {self.graph.model} {self.bundle_id[:12]}>"
@@ -138,6 +142,14 @@ class Bundle:
                 return plan
         known = ", ".join(plan.name for plan in self.weights.plans)
         raise BundleError(f"bundle of {self.graph.model!r} has no plan {wanted!r}; it has: {known}")
+
+    def parameters(self) -> dict[str, NDArray[np.float32]]:
+        """The float32 values of what the train step moves; empty where the bundle has no train step."""
+        if self.train_step is None:
+            return {}
+        stages = [model.weights for (_, precision), model in self.stage_models.items() if precision == "fp32"]
+        weights = {name: array for stage in stages for name, array in stage.items()}
+        return {name: np.asarray(weights[name], dtype=np.float32) for name in self.train_step.shapes}
 
     def certified_point(self, plan: Plan) -> int:
         """The last point of `plan` that its certificate covers, -1 if it has none.
@@ -170,13 +182,15 @@ def load_bundle(directory: Path) -> Bundle:
     check_weights(weights, graph, graph_sha256)
     tensors = _load_tensors(weights_files, WEIGHTS_BLOB)
     _check_tensors(tensors, graph.bounds)
+    stage_models = _stage_models(graph, graph_files, tensors)
     return Bundle(
         bundle_id=bundle_id_of(graph_sha256, weights_sha256),
         graph_sha256=graph_sha256,
         weights_sha256=weights_sha256,
         graph=graph,
         weights=weights,
-        stage_models=_stage_models(graph, graph_files, tensors),
+        stage_models=stage_models,
+        train_step=_train_step(graph, graph_files, stage_models),
         golden_inputs=_golden_inputs(graph, graph_files),
         golden_outputs=_golden_outputs(weights, weights_files),
     )
@@ -296,6 +310,37 @@ def _litert_model(
     summary = inspect_tflite(files[name])
     check_stage_tensors(summary, stage.input_shape, stage.feature_shape, index=index, where=name)
     return LitertModel(files[name], summary)
+
+
+def _train_step(
+    graph: GraphManifest,
+    files: Mapping[str, bytes],
+    stages: Mapping[tuple[int, Precision], StageModel],
+) -> TrainStepModel | None:
+    name = graph.train_step
+    if name is None:
+        return None
+    if name not in graph.files:
+        raise BundleError(f"its train step {name!r} is not in the graph part")
+    step = read_train_step(
+        files[name],
+        inspect_model(files[name]),
+        input_shape=graph.stages[0].input_shape,
+        classes=len(graph.labels),
+        where=name,
+    )
+    given = {
+        weight: (array.dtype.name, array.shape)
+        for (_, precision), stage in stages.items()
+        if precision == "fp32"
+        for weight, array in stage.weights.items()
+    }
+    for parameter, shape in step.shapes.items():
+        if given.get(parameter) != ("float32", shape):
+            raise BundleError(f"{name}: no fp32 stage has the parameter {parameter!r} as float32 {shape}")
+    if odd := set(graph.head_parameters) - step.shapes.keys():
+        raise BundleError(f"{name}: the head parameter {min(odd)!r} is not one of its parameters")
+    return step
 
 
 def _check_interface(summary: ModelSummary, stage: Stage, *, where: str) -> None:

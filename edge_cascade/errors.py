@@ -6,6 +6,7 @@ CascadeError
 ├── BundleError        a bundle that is damaged, incomplete or contradicts itself
 │   └── HostileFileError  a model file that asks for something no honest file needs
 ├── BackendError       a runtime that refused a stage or failed while running it
+├── TrainingError      examples or a schedule that nothing can be learned from
 └── SettingsError      a configuration file or variable that cannot be meant: one line
 """
 
@@ -38,6 +39,10 @@ class HostileFileError(BundleError):
 
 class BackendError(CascadeError):
     """A runtime that refused a stage or failed while running it."""
+
+
+class TrainingError(CascadeError):
+    """Examples or a schedule that nothing can be learned from."""
 
 
 class SettingsError(CascadeError):

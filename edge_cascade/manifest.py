@@ -92,7 +92,11 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GraphManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model is, apart from its weights."""
+    """What a model is, apart from its weights.
+
+    `train_step` names the file by which boards learn; `head_parameters` are those of its parameters that
+    belong to the exits' heads and may stay on the board (FedPer, Arivazhagan 2019, arXiv 1912.00818).
+    """
 
     format: int
     model: str
@@ -108,6 +112,7 @@ class GraphManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_daemon: str
     files: dict[str, FileEntry]
     train_step: str | None = None
+    head_parameters: tuple[str, ...] = ()
 
 
 class WeightsManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -53,6 +53,8 @@ class Kind(IntEnum):
     ROUND_OFFER = 8
     CLIENT_UPDATE = 9
     CHUNK = 10
+    BASE_REQUEST = 11
+    TRAINING_BASE = 12
 
 
 class Reason(IntEnum):
@@ -228,24 +230,74 @@ class DesiredState(Message, frozen=True, array_like=True):
     models: Annotated[list[DesiredModel], Meta(max_length=64)]
 
 
-class RoundOffer(Message, frozen=True, array_like=True):
-    """Retained: an invitation to a round of federated averaging.
+class SelfLabels(IntEnum):
+    """What a round makes of samples that a board answered itself and never uploaded."""
 
-    `learning_rate_ppm` and `prox_mu_ppm` are in millionths. `seconds_left` counts from receipt, so that no
-    clock needs to agree.
+    NONE = 0
+    HARD = 1
+    """The answer's label is the target."""
+    SOFT = 2
+    """The answer's probability on its label, the rest spread over the others: a consistency target."""
+
+
+class RoundTerms(msgspec.Struct, frozen=True, array_like=True):
+    """What a round asks of a board; see `round_terms`. Shares and rates are in millionths.
+
+    `graph` is the digest of the graph part whose parameters `training_base` holds; `base_bytes` are those
+    of the base as float32. `soft_ppm` is the share of the full model's probabilities in a verdict's target.
+    `clip_norm_ppm` and `noise_multiplier_ppm` are 0 without differential privacy.
     """
 
     model: Name
     round_id: Name
+    graph: Digest
     training_base: Digest
     base_bytes: Count
     encoding: Encoding
+    top_share_ppm: Ppm
     epochs: Small
     batch_size: Small
     learning_rate_ppm: Count
+    momentum_ppm: Ppm
     prox_mu_ppm: Count
+    min_examples: Count
     max_examples: Count
+    soft_ppm: Ppm = 0
+    self_labels: SelfLabels = SelfLabels.NONE
+    self_weight_ppm: Ppm = 1_000_000
+    private_heads: bool = False
+    clip_norm_ppm: Count = 0
+    noise_multiplier_ppm: Count = 0
+
+
+class RoundOffer(Message, frozen=True, array_like=True):
+    """Retained: an invitation to a round of federated averaging.
+
+    `terms` is the msgpack of `RoundTerms`, byte for byte what the hub's Ed25519 key has signed (RFC 8032).
+    `seconds_left` counts from receipt, so that no clock needs to agree, and is not signed.
+    """
+
+    terms: Annotated[bytes, Meta(min_length=1, max_length=4096)]
+    signature: Annotated[bytes, Meta(max_length=64)]
     seconds_left: Count
+
+
+class BaseRequest(Message, frozen=True, array_like=True):
+    """A board that takes part asks for the training base. `origin`: one that it holds, or 32 zero bytes."""
+
+    device: Name
+    model: Name
+    training_base: Digest
+    origin: Digest
+
+
+class TrainingBase(Message, frozen=True, array_like=True):
+    """The answer, not retained: `steps` are deltas (see `deltas`) that lead from `origin` to the base."""
+
+    model: Name
+    training_base: Digest
+    origin: Digest
+    steps: Annotated[list[Blob], Meta(min_length=1, max_length=64)]
 
 
 class ClientUpdate(Message, frozen=True, array_like=True):
@@ -283,6 +335,8 @@ KIND_OF: Final[dict[type[Message], Kind]] = {
     RoundOffer: Kind.ROUND_OFFER,
     ClientUpdate: Kind.CLIENT_UPDATE,
     Chunk: Kind.CHUNK,
+    BaseRequest: Kind.BASE_REQUEST,
+    TrainingBase: Kind.TRAINING_BASE,
 }
 
 _EXIT = struct.Struct("<BHHH")

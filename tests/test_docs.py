@@ -21,6 +21,7 @@ from edge_cascade.manifest import Wire
 from edge_cascade.messages import (
     KIND_OF,
     Acks,
+    BaseRequest,
     Case,
     CaseBatch,
     Chunk,
@@ -34,9 +35,11 @@ from edge_cascade.messages import (
     Rejection,
     Report,
     RoundOffer,
+    RoundTerms,
     RunningModel,
     Source,
     Status,
+    TrainingBase,
     Use,
     Verdict,
     VerdictBatch,
@@ -44,6 +47,7 @@ from edge_cascade.messages import (
     pack_probabilities,
 )
 from edge_cascade.mqtt import Broker
+from edge_cascade.round_terms import encode_terms
 from edge_cascade.tensors import encode_tensor
 from edge_cascade.topics import DOWN, UP
 from edge_daemon import config as edge_config
@@ -66,6 +70,7 @@ CASE = Case(42, "line-3", 1763683200000, 5, EXITS, True, 0, Reason.UNSURE, True,
 VERDICT = Verdict(
     BOOT, 42, "line-3", 3, pack_probabilities([0.0, 0.25, 0.0, 0.75]), Source.MODEL, Use.TRAIN, 1
 )  # fmt: skip
+TERMS = RoundTerms("demo", "round-1", DIGEST, DIGEST, 70_000, "int8", 10_000, 1, 32, 10_000, 0, 0, 16, 500)
 EXAMPLE = {
     "CaseBatch": CaseBatch("press-3", BOOT, "demo", DIGEST, "p", [CASE]),
     "Acks": Acks(BOOT, committed=[42]),
@@ -80,7 +85,9 @@ MESSAGES = [
     Status("press-3", True, BOOT, "0.1.0", [RunningModel("demo", DIGEST, "p", 5)]),
     Report("press-3", BOOT, 7, 1763683200000, {"edge_samples{model=demo}": 12}),
     DesiredState("press-3", 1, [DesiredModel("demo", "r1", DIGEST)]),
-    RoundOffer("demo", "round-1", DIGEST, 70_000, "int8", 1, 32, 10_000, 0, 500, 3600),
+    RoundOffer(encode_terms(TERMS), bytes(64), 3600),
+    BaseRequest("press-3", "demo", DIGEST, bytes(32)),
+    TrainingBase("demo", DIGEST, bytes(32), [b"step"]),
     ClientUpdate("press-3", BOOT, 8, "demo", "round-1", DIGEST, 120, "int8", b"delta"),
     Chunk(DIGEST, 0, 2, 200, b"half"),
 ]

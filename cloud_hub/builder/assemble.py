@@ -18,6 +18,7 @@ from cloud_hub.builder.collect import StageRuns, Stages, Step, off_the_wire, sta
 from cloud_hub.builder.graphs.quantise import quantise
 from cloud_hub.builder.graphs.staged import StagedGraph
 from cloud_hub.builder.graphs.stages import CutStage, cut_stages
+from cloud_hub.builder.joined import staged_of_stages, train_step_of
 from cloud_hub.builder.write import GraphPart, WeightsPart, write_bundle
 from edge_cascade.durable import sync_directory, write_durably
 from edge_cascade.manifest import Bounds, Preprocess, Stage, Window, Wire
@@ -118,6 +119,7 @@ def write_model(out: Path, content: Content) -> str:
         for name, array in stage.weights.items()
     }
     golden_inputs = off_the_wire(content.golden_samples[:_GOLDEN_SAMPLES], declaration.wire)
+    lesson = train_step_of(staged_of_stages(stages, len(declaration.labels)))
     graph = GraphPart(
         model=declaration.model,
         version=declaration.version,
@@ -132,6 +134,8 @@ def write_model(out: Path, content: Content) -> str:
         full_model=content.full_model,
         bounds=Bounds(max_abs_weight=_weight_bound(tensors), max_accept_score=MAX_ACCEPT_SCORE),
         min_daemon=declaration.min_daemon,
+        train_step=lesson.model,
+        head_parameters=lesson.head_parameters,
     )
     weights = WeightsPart(
         tensors=tensors,

@@ -24,6 +24,7 @@ from edge_cascade.bundle import (
     GOLDEN_OUTPUTS,
     GRAPH,
     MANIFEST,
+    TRAIN_STEP,
     WEIGHTS,
     WEIGHTS_BLOB,
     bundle_id_of,
@@ -64,6 +65,8 @@ class GraphPart:
     full_model: bytes
     bounds: Bounds
     min_daemon: str
+    train_step: bytes | None = None
+    head_parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
         OSError: as it came (disk full, read-only); the old bundle is then still there.
     """
     graph_files = {**graph.stage_files, GOLDEN_INPUTS: save_safetensors({STAGE_INPUT: graph.golden_inputs})}
+    if graph.train_step is not None:
+        graph_files[TRAIN_STEP] = graph.train_step
     graph_manifest = msgspec.json.encode(
         GraphManifest(
             format=FORMAT,
@@ -107,6 +112,8 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
             bounds=graph.bounds,
             min_daemon=graph.min_daemon,
             files=_entries(graph_files),
+            train_step=None if graph.train_step is None else TRAIN_STEP,
+            head_parameters=graph.head_parameters,
         )
     )
     graph_sha256 = hashlib.sha256(graph_manifest).hexdigest()

@@ -22,6 +22,18 @@ from edge_cascade.errors import BackendError, first_line
 from edge_cascade.manifest import STAGE_FEATURES, STAGE_HEAD, STAGE_INPUT, STAGE_TEMPERATURE
 from edge_cascade.onnx_file import Limits, inspect_model
 from edge_cascade.scores import HEAD_WIDTH
+from edge_cascade.train_step import (
+    LEARNING_RATE,
+    LOSS,
+    MOMENTUM,
+    PROXIMAL,
+    SAMPLE_WEIGHT,
+    TARGETS,
+    TrainStepModel,
+    base_name,
+    momentum_name,
+    updated_name,
+)
 
 Array = NDArray[np.float32]
 
@@ -108,6 +120,61 @@ class OnnxStage:
         except _ERRORS as error:
             raise BackendError(f"{self._where}: {first_line(error)}") from error
         return (None if len(outputs) == 1 else outputs[1]), outputs[0]
+
+
+class OnnxTrainStep:
+    """A train step on onnxruntime; implements `training.TrainStep`. Parameters go in and out by value."""
+
+    def __init__(self, step: TrainStepModel, *, threads: int = 1) -> None:
+        self._names = tuple(step.shapes)
+        self._outputs = [
+            *(updated_name(name) for name in self._names),
+            *(updated_name(momentum_name(name)) for name in self._names),
+            LOSS,
+        ]
+        self._session = _open_session(step.model, _session_options(threads), "train step")
+        self._feed: dict[str, Array] = {}
+
+    def begin(self, base: Mapping[str, Array]) -> None:
+        """See `TrainStep.begin`. Reads what it needs of `base`, which may hold more."""
+        self._feed = {}
+        for name in self._names:
+            self._feed[name] = base[name]
+            self._feed[base_name(name)] = base[name]
+            self._feed[momentum_name(name)] = np.zeros_like(base[name])
+
+    def step(
+        self,
+        x: Array,
+        targets: Array,
+        sample_weight: Array,
+        *,
+        learning_rate: float,
+        momentum: float,
+        proximal: float,
+    ) -> float:
+        """See `TrainStep.step`."""
+        feed = self._feed | {
+            STAGE_INPUT: x,
+            TARGETS: targets,
+            SAMPLE_WEIGHT: sample_weight,
+            LEARNING_RATE: np.asarray(learning_rate, np.float32),
+            MOMENTUM: np.asarray(momentum, np.float32),
+            PROXIMAL: np.asarray(proximal, np.float32),
+        }
+        try:
+            outputs = self._session.run(self._outputs, feed)
+        except _ERRORS as error:
+            raise BackendError(f"train step: {first_line(error)}") from error
+        count = len(self._names)
+        for index, name in enumerate(self._names):
+            self._feed[name] = outputs[index]
+            self._feed[momentum_name(name)] = outputs[count + index]
+        return float(outputs[-1])
+
+    def weights(self) -> dict[str, Array]:
+        """See `TrainStep.weights`."""
+        return {name: self._feed[name].copy() for name in self._names}
 
 
 def open_whole_model(model: bytes, *, threads: int = 1) -> Callable[[Array], Array]:

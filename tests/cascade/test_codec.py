@@ -21,6 +21,7 @@ from edge_cascade.codec import (
 from edge_cascade.errors import ProtocolError, TooLargeError
 from edge_cascade.messages import (
     Acks,
+    BaseRequest,
     Case,
     CaseBatch,
     Chunk,
@@ -38,6 +39,7 @@ from edge_cascade.messages import (
     RunningModel,
     Source,
     Status,
+    TrainingBase,
     Use,
     Verdict,
     VerdictBatch,
@@ -57,9 +59,11 @@ EXAMPLES = [
     Status("pump-1", True, BOOT, "0.1.0", [RunningModel("m", DIGEST, "int8", 3)]),
     Report("pump-1", BOOT, 9, 0, {"samples": 5}),
     DesiredState("pump-1", 1, [DesiredModel("m", "r1", DIGEST)]),
-    RoundOffer("m", "r", DIGEST, 10, "int8", 1, 8, 10_000, 0, 100, 3600),
+    RoundOffer(b"terms", bytes(64), 3600),
     ClientUpdate("pump-1", BOOT, 1, "m", "r", DIGEST, 5, "fp32", bytes(100)),
     Chunk(DIGEST, 0, 2, 100, b"x"),
+    BaseRequest("pump-1", "m", DIGEST, bytes(32)),
+    TrainingBase("m", DIGEST, bytes(32), [b"step"]),
 ]
 
 

@@ -403,7 +403,7 @@ def test_a_chunked_batch_of_verdicts_is_put_together(hub, device):
 
 def test_desired_state_and_round_offers_are_handed_over(hub, device):
     desired = DesiredState("dev-1", 3, [DesiredModel("vibration", "r7", BUNDLE)])
-    offer = RoundOffer("vibration", "round-7", BUNDLE, 1000, "int8", 1, 8, 10_000, 0, 100, 60)
+    offer = RoundOffer(b"terms", bytes(64), 60)
     hub.send("desired", desired)
     hub.send("round", offer)
     wait_until(lambda: (device.desired, device.rounds) == ([desired], [offer]), what="both")

@@ -27,13 +27,17 @@ from cloud_hub.builder.graphs.staged import (
     opset_of,
 )
 from cloud_hub.errors import BuildError
-
-TARGETS: Final = "targets"
-SAMPLE_WEIGHT: Final = "sample_weight"
-LEARNING_RATE: Final = "learning_rate"
-MOMENTUM: Final = "momentum"
-PROXIMAL: Final = "proximal"
-LOSS: Final = "loss"
+from edge_cascade.train_step import (
+    LEARNING_RATE,
+    LOSS,
+    MOMENTUM,
+    PROXIMAL,
+    SAMPLE_WEIGHT,
+    TARGETS,
+    base_name,
+    momentum_name,
+    updated_name,
+)
 
 _LEAST_WEIGHT = 1e-12  # of a whole batch: below it nothing is learned
 _PARAMETER_INPUTS: Final = {
@@ -45,21 +49,6 @@ _PARAMETER_INPUTS: Final = {
     "Add": (0, 1),
     "Mul": (0, 1),
 }
-
-
-def momentum_name(parameter: str) -> str:
-    """The input that holds a parameter's momentum buffer."""
-    return f"momentum.{parameter}"
-
-
-def base_name(parameter: str) -> str:
-    """The input that holds a parameter as it was when the round began."""
-    return f"base.{parameter}"
-
-
-def updated_name(name: str) -> str:
-    """The output that holds a parameter, or momentum buffer, after the step."""
-    return f"updated.{name}"
 
 
 def trainable_parameters(model: onnx.ModelProto) -> tuple[str, ...]:
