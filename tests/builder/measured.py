@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from benchmarks.cascade.draws import Pool, PoolLadder
 from cloud_hub.builder.calibration.outcomes import Outcomes
 from edge_cascade.policy import Rung
 from edge_cascade.scores import HEAD_WIDTH, LABEL, SCORE_COLUMN, head_of_logits
@@ -22,8 +23,22 @@ def outcomes_of(count, strengths=(1.6, 2.4, 3.0), *, full=4.0, seed=0, labelled=
 
     Samples of a group share what makes them hard and are lost together.
     """
-    rng = np.random.default_rng(seed)
     groups = None if group_size is None else np.arange(count) // group_size
+    logits, full_labels, labels = _answers(count, strengths, full=full, seed=seed, groups=groups)
+    heads = np.stack([head_of_logits(each) for each in logits])
+    return Outcomes(heads, full_labels, labels if labelled else None, groups)
+
+
+def pool_of(count, strengths=(1.6, 2.4, 3.0), *, seed=0):
+    """The same samples without temperatures, under two ladders."""
+    logits, full_labels, labels = _answers(count, strengths, full=4.0, seed=seed, groups=None)
+    ladders = [PoolLadder(name, ladder_of(strengths, precision=name), logits) for name in ("int8", "fp32")]
+    return Pool(tuple(ladders), full_labels, labels)
+
+
+def _answers(count, strengths, *, full, seed, groups):
+    """The rungs' logits, the full model's labels, and the true ones."""
+    rng = np.random.default_rng(seed)
     of_group = np.arange(count) if groups is None else groups
     units = int(of_group[-1]) + 1
     labels = rng.integers(0, CLASSES, count)
@@ -34,8 +49,8 @@ def outcomes_of(count, strengths=(1.6, 2.4, 3.0), *, full=4.0, seed=0, labelled=
         own = 0.8 * rng.standard_normal((count, CLASSES))
         return (1.5 * (3.0 * strength * ease * np.eye(CLASSES)[labels] + noise + own)).astype(np.float32)
 
-    heads = np.stack([head_of_logits(logits_of(strength)) for strength in strengths])
-    return Outcomes(heads, logits_of(full).argmax(axis=1), labels if labelled else None, groups)
+    logits = np.stack([logits_of(strength) for strength in strengths])
+    return logits, logits_of(full).argmax(axis=1), labels
 
 
 def heads_of(labels, scores):
