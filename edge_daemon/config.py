@@ -129,6 +129,21 @@ class AuditConfig(Section, frozen=True):
     max_per_hour: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
 
 
+class TrainingConfig(Section, frozen=True):
+    """What this board keeps to learn from, on its own disk. Off: nothing is kept, no label is read.
+
+    `max_examples` is per model. `own_per_minute`: samples that it answered itself, whose answer had at least
+    `own_min_probability`. Labels come on `<labels_prefix>/<sensor>` of the sensors' broker.
+    """
+
+    enabled: bool = False
+    max_examples: Annotated[int, Meta(ge=16, le=100_000)] = 2000
+    max_bytes: Annotated[int, Meta(ge=64 * 2**10, le=2**40)] = 64 * 2**20
+    own_per_minute: Annotated[float, Meta(ge=0, le=6000)] = 60.0
+    own_min_probability: Annotated[float, Meta(ge=0, le=1)] = 0.9
+    labels_prefix: str = "labels"
+
+
 class HttpConfig(Section, frozen=True):
     """Health and metrics."""
 
@@ -153,6 +168,7 @@ class Config(Section, frozen=True):
     hub: HubConfig = field(default_factory=HubConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -199,7 +215,12 @@ def _check(config: Config, origin: Origin) -> None:
         check_device_id(config.device.id)
     except ProtocolError as error:
         raise origin.error("device.id", f': {error}; e.g. "press-3"') from error
-    for key, prefix in (("results.prefix", config.results.prefix), ("hub.prefix", config.hub.prefix)):
+    prefixes = (
+        ("results.prefix", config.results.prefix),
+        ("hub.prefix", config.hub.prefix),
+        ("training.labels_prefix", config.training.labels_prefix),
+    )
+    for key, prefix in prefixes:
         try:
             check_prefix(prefix)
         except ProtocolError as error:
@@ -208,6 +229,7 @@ def _check(config: Config, origin: Origin) -> None:
     _check_broker("hub.broker", config.hub.broker, origin)
     _check_models(config.models, origin)
     _check_sources(config, origin)
+    _check_labels(config, origin)
     if config.hub.max_batch_bytes * config.hub.max_in_flight_batches > config.spool.max_bytes:
         raise origin.error(
             "hub.max_batch_bytes",
@@ -270,6 +292,26 @@ def _check_sources(config: Config, origin: Origin) -> None:
             hint = f'did you mean "{close[0]}"?' if close else "add it to [[models]]"
             raise origin.error(
                 f"{key}.model", f' = "{source.model}": no such model ({", ".join(names)}); {hint}'
+            )
+
+
+def _check_labels(config: Config, origin: Origin) -> None:
+    if not config.training.enabled:
+        return
+    labels = f"{config.training.labels_prefix}/+/#"
+    for index, source in enumerate(config.inlet.sources):
+        if filters_overlap(source.topic_filter, labels):
+            raise origin.error(
+                f"inlet.sources[{index}].topic",
+                f' = "{source.topic}": would take labels for samples, {labels} '
+                "(from training.labels_prefix); narrow the topic or change training.labels_prefix",
+            )
+    for own, setting in _own_outputs(config):
+        if filters_overlap(labels, own):
+            raise origin.error(
+                "training.labels_prefix",
+                f' = "{config.training.labels_prefix}": would read our own output {own} (from {setting}) as '
+                "labels; choose another prefix",
             )
 
 

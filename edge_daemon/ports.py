@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from edge_daemon.core.examples import Drawn, ExampleCounts, Origin
 from edge_daemon.core.spooling import Batch, DropReason, SpoolCounts, SpoolItem
 
 
@@ -65,6 +66,19 @@ class Spool(Protocol):
 
     def on_append(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, on the spool's thread, after each commit that brought new rows."""
+
+
+class Examples(Protocol):
+    """What this board may learn from. Any thread may ask."""
+
+    def draw(self, model: str, max_examples: int, *, least: Origin = Origin.SELF) -> Drawn:
+        """At most so many examples, balanced over the classes, with labels of origin `least` or better.
+
+        Waits for the store's thread. Empty where there are none, or the disk does not give them.
+        """
+
+    def counts(self) -> ExampleCounts:
+        """Where the store stood a moment ago; cheap."""
 
 
 class Uplink(Protocol):

@@ -296,9 +296,10 @@ class TestConfiguration:
         edge = load_example(tmp_path, "edge.toml", lambda path: edge_config.load_config(path, {}))
         hub = load_example(tmp_path, "hub.toml", lambda path: hub_config.load_config(path, {}))
         assert msgspec.structs.replace(edge.results, prefix="results") == edge_config.ResultsConfig()
-        assert (edge.spool, edge.audit, edge.http, edge.log) == (
+        assert (edge.spool, edge.audit, edge.training, edge.http, edge.log) == (
             edge_config.SpoolConfig(),
             edge_config.AuditConfig(),
+            edge_config.TrainingConfig(),
             edge_config.HttpConfig(),
             edge_config.LogConfig(),
         )

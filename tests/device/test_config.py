@@ -21,6 +21,7 @@ from edge_daemon.config import (
     ResultsConfig,
     SourceConfig,
     SpoolConfig,
+    TrainingConfig,
     filters_overlap,
     load_config,
     warnings_about,
@@ -91,6 +92,13 @@ commit_window_ms = 20
 [audit]
 rate = 0.5
 max_per_hour = 6
+[training]
+enabled = true
+max_examples = 100
+max_bytes = 1000000
+own_per_minute = 6
+own_min_probability = 0.5
+labels_prefix = "truth/here"
 [http]
 enabled = false
 host = "::1"
@@ -150,6 +158,14 @@ def test_the_smallest_configuration_has_every_default(load):
         ),
         spool=SpoolConfig(max_bytes=64 * 2**20, max_age_s=7 * 86400, commit_window_ms=10),
         audit=AuditConfig(rate=0.01, max_per_hour=60),
+        training=TrainingConfig(
+            enabled=False,
+            max_examples=2000,
+            max_bytes=64 * 2**20,
+            own_per_minute=60,
+            own_min_probability=0.9,
+            labels_prefix="labels",
+        ),
         http=HttpConfig(enabled=True, host="127.0.0.1", port=9464),
         log=LogConfig(level="info"),
     )
@@ -178,8 +194,16 @@ def test_every_key_is_read(load):
     assert [source.topic_filter for source in config.inlet.sources] == ["sensors/pump-1/+", "cam/+/+/#"]
     assert [model.is_shipped for model in config.models] == [True, False]
     assert config.spool_limits == SpoolLimits(1_000_000, 3600.0, 20.0, 2)
-    assert (config.results, config.log) == (
+    assert (config.results, config.training, config.log) == (
         ResultsConfig(prefix="answers/here", qos=0),
+        TrainingConfig(
+            enabled=True,
+            max_examples=100,
+            max_bytes=1_000_000,
+            own_per_minute=6,
+            own_min_probability=0.5,
+            labels_prefix="truth/here",
+        ),
         LogConfig(level="debug"),
     )
 
@@ -232,7 +256,7 @@ def test_the_environment_overrides_with_the_type_of_the_key(load):
             "[logg]",
             (
                 "logg: unknown key; did you mean 'log'? (known here: device, models, inlet, results, hub, "
-                "spool, audit, http, log)"
+                "spool, audit, training, http, log)"
             ),
         ),
         (
@@ -396,6 +420,29 @@ def test_a_topic_that_cannot_be_a_source_is_refused(complaint, topic, problem):
 def test_without_a_hub_its_topics_are_free(load):
     text = SMALLEST.replace("sensors/{sensor}", "edge/v1/{sensor}")
     assert load(f"{text}[hub]\nenabled = false\n").inlet.sources[0].topic_filter == "edge/v1/+"
+
+
+@pytest.mark.parametrize("topic", ["labels/{sensor}", "+/line", "labels/+/x"])
+def test_a_source_that_would_take_labels_for_samples_is_refused_where_labels_are_read(load, complaint, topic):
+    text = f'{SMALLEST.replace("sensors/{sensor}", topic)}[results]\nprefix = "answers/own/here"\n'
+    assert load(text).inlet.sources[0].topic == topic
+    assert complaint(f"{text}[training]\nenabled = true\n") == (
+        f'inlet.sources[0].topic = "{topic}": would take labels for samples, labels/+/# (from '
+        "training.labels_prefix); narrow the topic or change training.labels_prefix"
+    )
+
+
+def test_labels_are_not_read_from_our_own_answers(complaint):
+    assert complaint(f'{SMALLEST}[training]\nenabled = true\nlabels_prefix = "results"\n') == (
+        'training.labels_prefix = "results": would read our own output results/+/# (from results.prefix) as '
+        "labels; choose another prefix"
+    )
+
+
+def test_a_labels_prefix_with_a_wildcard_is_refused_though_training_is_off(complaint):
+    assert complaint(f'{SMALLEST}[training]\nlabels_prefix = "a/#"\n') == (
+        "training.labels_prefix: topic prefix 'a/#' must be levels of letters, digits, '.', '_' or '-'"
+    )
 
 
 def test_a_host_that_others_can_reach_is_allowed_with_a_warning(load):
