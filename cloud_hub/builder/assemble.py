@@ -5,6 +5,7 @@ The same arguments give the same bytes on one machine: no clock and no chance go
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,12 +114,8 @@ def write_model(out: Path, content: Content) -> str:
         OSError: as it came (disk full, read-only).
     """
     declaration, stages = content.declaration, content.stages
-    tensors = {
-        f"{precision}/{name}": array
-        for (_, precision), stage in stages.models.items()
-        for name, array in stage.weights.items()
-    }
     golden_inputs = off_the_wire(content.golden_samples[:_GOLDEN_SAMPLES], declaration.wire)
+    weights = weights_part(stages, content.policy, declaration.preprocess, golden_inputs)
     lesson = train_step_of(staged_of_stages(stages, len(declaration.labels)))
     graph = GraphPart(
         model=declaration.model,
@@ -129,21 +126,13 @@ def write_model(out: Path, content: Content) -> str:
         window=declaration.window,
         wire=declaration.wire,
         stages=_manifest_stages(content),
-        stage_files=_stage_files(content),
+        stage_files=stage_files(stages, content.litert),
         golden_inputs=golden_inputs,
-        full_model=content.full_model,
-        bounds=Bounds(max_abs_weight=_weight_bound(tensors), max_accept_score=MAX_ACCEPT_SCORE),
+        full_model_sha256=hashlib.sha256(content.full_model).hexdigest(),
+        bounds=Bounds(max_abs_weight=_weight_bound(weights.tensors), max_accept_score=MAX_ACCEPT_SCORE),
         min_daemon=declaration.min_daemon,
         train_step=lesson.model,
         head_parameters=lesson.head_parameters,
-    )
-    weights = WeightsPart(
-        tensors=tensors,
-        plans=content.policy.plans,
-        default_plan=content.policy.default_plan,
-        certificates=content.policy.certificates,
-        golden_outputs=_golden_outputs(content, golden_inputs),
-        tolerance=TOLERANCE,
     )
     out.mkdir(parents=True, exist_ok=True)
     waiting = out / f".{FULL_MODEL}.new"
@@ -157,13 +146,33 @@ def write_model(out: Path, content: Content) -> str:
     return bundle_id
 
 
-def _golden_outputs(content: Content, golden_inputs: Floats) -> dict[str, Floats]:
-    runs = StageRuns(content.stages, normalise(golden_inputs, content.declaration.preprocess))
-    return {
-        f"{plan.name}/{rung}": np.ascontiguousarray(head)
-        for plan in content.policy.plans
-        for rung, head in enumerate(runs.climb(plan.rungs))
-    }
+def weights_part(
+    stages: Stages, policy: Policy, preprocess: Preprocess, golden_inputs: Floats
+) -> WeightsPart:
+    """All that may change without a new graph; `golden_inputs` as they come off the wire."""
+    runs = StageRuns(stages, normalise(golden_inputs, preprocess))
+    return WeightsPart(
+        tensors={
+            f"{precision}/{name}": array
+            for (_, precision), stage in stages.models.items()
+            for name, array in stage.weights.items()
+        },
+        plans=policy.plans,
+        default_plan=policy.default_plan,
+        certificates=policy.certificates,
+        golden_outputs={
+            f"{plan.name}/{rung}": np.ascontiguousarray(head)
+            for plan in policy.plans
+            for rung, head in enumerate(runs.climb(plan.rungs))
+        },
+        tolerance=TOLERANCE,
+    )
+
+
+def stage_files(stages: Stages, litert: Mapping[tuple[int, Precision], bytes]) -> dict[str, bytes]:
+    """The files of the graph part that hold stages, by name."""
+    onnx_files = {_file_name(*key, "onnx"): stage.model for key, stage in stages.models.items()}
+    return onnx_files | {_file_name(*key, "tflite"): model for key, model in litert.items()}
 
 
 def _manifest_stages(content: Content) -> tuple[Stage, ...]:
@@ -187,11 +196,6 @@ def _manifest_stages(content: Content) -> tuple[Stage, ...]:
         )
         shape = feature_shape
     return tuple(made)
-
-
-def _stage_files(content: Content) -> dict[str, bytes]:
-    onnx_files = {_file_name(*key, "onnx"): stage.model for key, stage in content.stages.models.items()}
-    return onnx_files | {_file_name(*key, "tflite"): model for key, model in content.litert.items()}
 
 
 def _file_name(stage: int, precision: Precision, suffix: str) -> str:

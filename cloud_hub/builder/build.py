@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import Progress
 
+from cloud_hub.builder import measure
 from cloud_hub.builder.assemble import (
     BUNDLE,
     Content,
@@ -30,8 +30,8 @@ from cloud_hub.builder.assemble import (
     write_model,
 )
 from cloud_hub.builder.calibration.certify import Certified, MeasuredLadder, Targets, certify
-from cloud_hub.builder.calibration.outcomes import Outcomes
-from cloud_hub.builder.collect import StageRuns, Stages, collect, full_labels, received, stages_of_bundle
+from cloud_hub.builder.calibration.saving import check_saving
+from cloud_hub.builder.collect import Stages, Step, collect, full_labels, received, stages_of_bundle
 from cloud_hub.builder.costs import Costs, board_costs, int8_pays, measure_stages
 from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
 from cloud_hub.builder.naive import choose_naive, naive_policy
@@ -100,7 +100,7 @@ def complete(request: BuildRequest, prepared: Prepared, network: EdgeNetwork, co
     ladders = measure_ladders(request, prepared, network.stages, costs, console)
     policy, certified = decide(request, prepared, ladders)
     if certified is not None:
-        check_saving(request, certified)
+        check_saving(certified, epsilon=request.epsilon, max_upload=request.max_upload)
     content = Content(
         declaration=prepared.declaration,
         stages=network.stages,
@@ -159,27 +159,30 @@ def measure_ladders(
     Where the costs on the board are known, int8 is left out if no stage gains by it.
     """
     splits = prepared.splits
-    parts = (splits.optimise, splits.calibrate)
-    rows = np.arange(len(parts[0]))
-    x = np.concatenate([part.x for part in parts])
-    declaration = prepared.declaration
-    answers = full_labels(prepared.full_file, received(x, declaration.preprocess, declaration.wire))
-    reference = answers if splits.optimise.y is None else splits.optimise.y
+    optimise, test = _judged(prepared, splits.optimise), _judged(prepared, splits.calibrate)
     pays = not costs or int8_pays(costs)
-    wanted = {
+    wanted: dict[str, Sequence[Step]] = {
         name: steps
         for name, steps in ladder_steps(len(stages.mult_adds)).items()
         if name in request.plans and (pays or name == "fp32" or "fp32" not in request.plans)
     }
-    ladders = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("running every rung", total=sum(map(len, wanted.values())))
-        runs = StageRuns(stages, normalise(x, declaration.preprocess), on_rung=lambda: progress.advance(task))
-        for name, steps in wanted.items():
-            rungs, heads = runs.calibrate(steps, reference, rows)
-            priced = tuple(replace(rung, cost_us=costs.get((rung.stage, rung.precision))) for rung in rungs)
-            ladders.append(MeasuredLadder(name, priced, *_outcomes(heads, answers, parts)))
-    return ladders
+        return measure.measure_ladders(
+            stages, wanted, optimise, test, costs=costs, on_rung=lambda: progress.advance(task)
+        )
+
+
+def _judged(prepared: Prepared, part: Dataset) -> measure.Judged:
+    declaration = prepared.declaration
+    return measure.Judged(
+        x=normalise(part.x, declaration.preprocess),
+        full_labels=full_labels(
+            prepared.full_file, received(part.x, declaration.preprocess, declaration.wire)
+        ),
+        labels=part.y,
+        groups=part.groups,
+    )
 
 
 def decide(
@@ -194,31 +197,6 @@ def decide(
     except CertificateError as error:
         raise CertificateError(f"{error}; or --uncertified for a bundle without a promise") from error
     return Policy(certified.plans, certified.default_plan, certified.certificates), certified
-
-
-def check_saving(request: BuildRequest, certified: Certified) -> None:
-    """Refuse a bundle that would send everything, or more than the budget, and show the trade.
-
-    Raises:
-        CertificateError: with what each promise is expected to upload.
-    """
-    upload = certified.plan.points[certified.plan.chosen].upload_share
-    table = "; ".join(
-        f"{100 * trade.epsilon:g} % costs {100 * trade.upload_share:.1f} % upload"
-        for trade in certified.outlook.trades(request.epsilon)
-    )
-    if not certified.saves:
-        raise CertificateError(
-            f"epsilon {request.epsilon:g} holds only if every sample is sent. "
-            f"Expected at other promises: {table}"
-        )
-    if request.max_upload is not None and upload > request.max_upload:
-        needed = certified.outlook.epsilon_for_upload(request.max_upload)
-        raise CertificateError(
-            f"epsilon {request.epsilon:g} needs {100 * upload:.1f} % upload, more than the "
-            f"{100 * request.max_upload:g} % allowed, which take an epsilon of about {needed:.3g}. "
-            f"Expected at other promises: {table}"
-        )
 
 
 def _board_costs(request: BuildRequest, prepared: Prepared, stages: Stages) -> Costs:
@@ -243,18 +221,6 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
-
-
-def _outcomes(
-    heads: np.ndarray, answers: np.ndarray, parts: tuple[Dataset, Dataset]
-) -> tuple[Outcomes, Outcomes]:
-    first = len(parts[0])
-    places = (np.arange(first), np.arange(first, len(answers)))
-    made = [
-        Outcomes(heads[:, place], answers[place], part.y, part.groups)
-        for place, part in zip(places, parts, strict=True)
-    ]
-    return made[0], made[1]
 
 
 def _card(

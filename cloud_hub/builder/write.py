@@ -62,7 +62,7 @@ class GraphPart:
     stages: tuple[Stage, ...]
     stage_files: Mapping[str, bytes]
     golden_inputs: NDArray[np.float32]
-    full_model: bytes
+    full_model_sha256: str
     bounds: Bounds
     min_daemon: str
     train_step: bytes | None = None
@@ -108,7 +108,7 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
             window=graph.window,
             wire=graph.wire,
             stages=graph.stages,
-            full_model_sha256=hashlib.sha256(graph.full_model).hexdigest(),
+            full_model_sha256=graph.full_model_sha256,
             bounds=graph.bounds,
             min_daemon=graph.min_daemon,
             files=_entries(graph_files),
