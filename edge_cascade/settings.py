@@ -46,6 +46,22 @@ def read_settings(
         raise _explained(error, document, root, origin, examples) from error
 
 
+def convert_settings(values: Mapping[str, Any], kind: type[StructT], *, source: str) -> StructT:
+    """The struct from plain values that came from elsewhere than a file; `source` starts every error.
+
+    Raises:
+        SettingsError: in one line, as `read_settings` says it.
+    """
+    root = msgspec.inspect.type_info(kind)
+    origin = Origin(source, {})
+    for key, step, known in _unknown_keys(values, root, ""):
+        raise origin.error(_joined(key, step), _unknown_because(step, known))
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise _explained(error, values, root, origin, {}) from error
+
+
 class Origin:
     """Says where a key was set: in the file, or by which variable."""
 
@@ -275,7 +291,7 @@ def _allowed(key: str, root: msgspec.inspect.Type) -> str:
         elif table is not None:
             kind = _field_type(table, step)
     kinds = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
-    said = [text for one in kinds if (text := _described(one))]
+    said = [text for one in kinds if (text := _described(_without_text(one)))]
     return f" (allowed: {' or '.join(said)})" if said else ""
 
 
@@ -351,7 +367,12 @@ def _field_names(table: msgspec.inspect.StructType) -> tuple[str, ...]:
 
 
 def _field_type(table: msgspec.inspect.StructType, name: str) -> msgspec.inspect.Type:
-    return next(entry.type for entry in table.fields if entry.encode_name == name)
+    return _without_text(next(entry.type for entry in table.fields if entry.encode_name == name))
+
+
+def _without_text(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """The type itself, where a description was wrapped around it."""
+    return kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
 
 
 def _joined(key: str, step: str) -> str:

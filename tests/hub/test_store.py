@@ -293,7 +293,7 @@ def test_a_store_of_a_newer_version_is_refused_with_the_fix(tmp_path):
     with Store(tmp_path) as store:
         store.database.run(lambda c: c.execute(schema.meta.update().values(value="99")))
     with pytest.raises(
-        StoreVersionError, match=r"schema version 99, this hub reads 1: install the newer hub"
+        StoreVersionError, match=r"schema version 99, this hub reads 2: install the newer hub"
     ):
         Store(tmp_path).open()
 

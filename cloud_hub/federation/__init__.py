@@ -1,0 +1,1 @@
+"""Rounds of federated averaging: the shell around `cloud_hub.core.federation`."""
