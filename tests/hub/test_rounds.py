@@ -313,7 +313,7 @@ class Hub:
         before = self.state
         self.state, effects = next_round(self.state, event, now_s=self.now_s)
         self.pending = (*self.pending, *effects)
-        if self.stores_all or self.state.phase is not before.phase:
+        if self.stores_all or (self.state.phase, self.state.cohort) != (before.phase, before.cohort):
             self.store()
 
     def kill(self):

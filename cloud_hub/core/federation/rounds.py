@@ -17,8 +17,9 @@ be offered to the next as a staler one.
 
 What the shell owes, so that kill -9 at any moment neither loses the round nor counts anything twice:
 
-- It stores the state before it carries out the effects that came with it, at least whenever `phase` changed;
-  in between a lost state costs counters and what had passed of the grace. It carries effects out in order.
+- It stores the state before it carries out the effects that came with it, at least whenever `phase` or
+  `cohort` changed; in between a lost state costs counters and what had passed of the grace. It carries the
+  effects out in order.
 - What an effect makes (the next base, the judgement) it stores before it says so by an event.
 - Any effect may be asked for again and must then come to the same: `Aggregate` names its votes in their
   order, `Commit` and `RollBack` are known by their round, offers are retained.
