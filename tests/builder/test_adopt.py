@@ -446,6 +446,17 @@ def test_what_only_the_ml_domain_has_is_refused_with_advice():
     assert "neither as the full nor as the edge model" in said
 
 
+def test_a_linear_regression_of_the_ml_domain_is_called_what_it_is():
+    node = helper.make_node(
+        "LinearRegressor", ["x"], ["y"], domain="ai.onnx.ml", coefficients=[1.0] * 5, intercepts=[0.0]
+    )  # fmt: skip
+    model = dense_model([], "y")
+    del model.graph.node[:]
+    model.graph.node.append(node)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    assert "a regression model?" in refusal(model)
+
+
 # --- files
 
 
@@ -502,7 +513,8 @@ def test_a_file_of_many_gigabytes_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "huge.onnx"
     with path.open("wb") as file:
         file.truncate(1 << 31)
-    assert "2147483648 bytes, more than" in refusal(path)
+    assert "2,147,483,648 bytes, more than" in refusal(path)
+    assert "give a smaller model" in refusal(path)
 
 
 def test_weights_that_nobody_would_read_are_refused(monkeypatch):

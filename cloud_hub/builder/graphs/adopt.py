@@ -281,6 +281,8 @@ def _is_known(node: onnx.NodeProto) -> bool:
 
 
 def _advice(unknown: Sequence[onnx.NodeProto]) -> str:
+    if any(node.domain == ML_DOMAIN and node.op_type == "LinearRegressor" for node in unknown):
+        return "a regression model? A classifier is needed, which gives (n, classes)"
     if any(node.domain == ML_DOMAIN for node in unknown):
         return (
             "trees, support vectors and neighbours run neither as the full nor as the edge model: "

@@ -74,7 +74,9 @@ def _read(path: Path, limit: int) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise BuildError("not a regular file")
             if status.st_size > limit:
-                raise BuildError(f"{status.st_size} bytes, more than the {limit} that can be read")
+                raise BuildError(
+                    f"{status.st_size:,} bytes, more than the {limit:,} that are read: give a smaller model"
+                )
             return file.read(limit + 1)
     except OSError as error:
         raise BuildError(f"cannot be read: {error.strerror}") from error
