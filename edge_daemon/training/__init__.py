@@ -1,0 +1,1 @@
+"""Rounds of federated averaging on the board: offers followed, bases fetched, training in a child process."""
