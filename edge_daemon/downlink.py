@@ -24,6 +24,7 @@ from edge_cascade.messages import (
     Receipt,
     Receipts,
     RoundOffer,
+    TrainingBase,
     Verdict,
     VerdictBatch,
 )
@@ -38,6 +39,8 @@ REMEMBERED_VERDICTS: Final = 8192
 
 OnVerdict = Callable[[str, bytes, Verdict], None]
 """Model, digest of the full model, verdict. Returns once the verdict is passed on; raises if it is not."""
+OnRound = Callable[[RoundOffer | TrainingBase | None], None]
+"""An offer, a training base, or None where the offer was cleared."""
 
 
 @dataclass(slots=True)
@@ -57,7 +60,7 @@ class Downlink:
         self,
         on_verdict: OnVerdict,
         on_desired: Callable[[DesiredState], None] | None,
-        on_round: Callable[[RoundOffer], None] | None,
+        on_round: OnRound | None,
     ) -> None:
         self.counts = DownCounts()
         self._on_verdict = on_verdict
@@ -71,6 +74,8 @@ class Downlink:
         """Deal with one payload. Acknowledgements are for the caller; receipts are to be sent."""
         if not payload:
             # How MQTT clears a retained message; it takes back an offer or a wish, and asks for nothing.
+            if channel == "round" and self._on_round is not None:
+                self._on_round(None)
             return None
         try:
             message = self._decode(payload)
@@ -98,7 +103,7 @@ class Downlink:
                 if self._on_desired is not None:
                     self._on_desired(message)
                 return None
-            case "round", RoundOffer():
+            case "round", RoundOffer() | TrainingBase():
                 if self._on_round is not None:
                     self._on_round(message)
                 return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from edge_cascade.messages import BaseRequest
 from edge_daemon.core.examples import Drawn, ExampleCounts, Origin
 from edge_daemon.core.spooling import Batch, DropReason, SpoolCounts, SpoolItem
 
@@ -67,6 +68,13 @@ class Spool(Protocol):
     def on_append(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, on the spool's thread, after each commit that brought new rows."""
 
+    def on_update_gone(self, tell: Callable[[bytes, int, DropReason | None], None]) -> None:
+        """Have `tell` called, on the spool's thread, for each client update whose row is gone from the disk.
+
+        With its `boot` and `seq`, and None where the hub has it, else the reason of the drop. A file that
+        was damaged tells of nothing; nor does a crash between the commit and the call.
+        """
+
 
 class Examples(Protocol):
     """What this board may learn from. Any thread may ask."""
@@ -92,6 +100,9 @@ class Uplink(Protocol):
 
     def announce(self) -> None:
         """Publish the retained status again: a model was swapped."""
+
+    def ask_for_base(self, request: BaseRequest) -> None:
+        """Ask the hub for a training base, once; whoever wants it asks again."""
 
     @property
     def is_up(self) -> bool:

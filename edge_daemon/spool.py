@@ -64,6 +64,7 @@ class SqliteSpool:
         self._commands: queue.SimpleQueue[_Append | _Task] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._wakes: list[Callable[[], None]] = []
+        self._tells: list[Callable[[bytes, int, DropReason | None], None]] = []
         # Guards the five below, which any thread may change.
         self._entry = threading.Lock()
         self._is_open = False
@@ -161,6 +162,10 @@ class SqliteSpool:
     def on_append(self, wake: Callable[[], None]) -> None:
         """Call `wake` after each commit that brought rows. It must not raise."""
         self._wakes.append(wake)
+
+    def on_update_gone(self, tell: Callable[[bytes, int, DropReason | None], None]) -> None:
+        """Call `tell` for each client update whose row is gone. It must not raise. See `ports.Spool`."""
+        self._tells.append(tell)
 
     def _refusal_of(self, size_bytes: int) -> SpoolError | None:
         if not self._is_open:
@@ -271,11 +276,14 @@ class SqliteSpool:
 
     def _write(self, items: Sequence[SpoolItem]) -> str | None:
         try:
-            self._ledger.write(items)
+            gone = self._ledger.write(items)
         except SpoolError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - the futures must hear of it, whatever it was
             return self._ledger.note_failure(error)
         finally:
             self._last_commit_s = time.monotonic()
+        for boot, seq, reason in gone:
+            for tell in self._tells:
+                tell(boot, seq, reason)
         return None

@@ -227,6 +227,11 @@ class SpoolFile:
         ).fetchone()
         return None if found is None else _row(found)
 
+    def name(self, row_id: int) -> tuple[bytes, int] | None:
+        """Boot and sequence number of the row."""
+        found = self._connection.execute("SELECT boot, seq FROM item WHERE id = ?", (row_id,)).fetchone()
+        return None if found is None else (bytes(found[0]), int(found[1]))
+
     def body(self, row_id: int) -> bytes | None:
         """The bytes as they were given, None where they are not the same any more."""
         found = self._connection.execute("SELECT crc, body FROM item WHERE id = ?", (row_id,)).fetchone()

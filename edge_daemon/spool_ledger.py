@@ -48,6 +48,10 @@ LOOKAHEAD_ROWS: Final = 1024
 """How many rows of other keys a claim passes over to fill its batch."""
 
 
+GoneUpdate = tuple[bytes, int, DropReason | None]
+"""Boot and sequence number of a client update; None where the hub has it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Leaving:
     """A row that is gone, as soon as it can be written. `reason` None: the hub has it."""
@@ -82,6 +86,7 @@ class SpoolLedger:
         self._deferred: dict[int, float] = {}
         self._leaving: dict[int, _Leaving] = {}
         self._lost: dict[Priority, Dropped] = {}
+        self._going: list[GoneUpdate] = []
 
     @property
     def has_leaving(self) -> bool:
@@ -105,11 +110,15 @@ class SpoolLedger:
         self._file.close()
         self._file = None
 
-    def write(self, items: Sequence[SpoolItem]) -> None:
-        """One transaction: in with the items, out with what has left, has expired or has no room."""
+    def write(self, items: Sequence[SpoolItem]) -> list[GoneUpdate]:
+        """One transaction: in with the items, out with what has left, has expired or has no room.
+
+        Returns the client updates that it removed.
+        """
         file = self._ready_file()
         now_ms = self._running_ms()
         added: list[SpoolItem] = []
+        self._going = []
         with file.transaction():
             for item in items:
                 self._last_id += 1
@@ -143,6 +152,7 @@ class SpoolLedger:
         if time.monotonic() >= self._reserve_checked_s + CLOCK_TICK_S:
             self._reserve_checked_s = time.monotonic()
             file.keep_reserve()
+        return self._going
 
     def note_lost(self, items: Iterable[SpoolItem]) -> None:
         """Items that were not stored; the next transaction writes that they were."""
@@ -157,6 +167,9 @@ class SpoolLedger:
             (acknowledged if leaving.reason is None else drops.setdefault(leaving.reason, [])).append(
                 leaving.row
             )
+        self._note_going(file, acknowledged, None)
+        for reason, rows in drops.items():
+            self._note_going(file, rows, reason)
         file.remove(self._leaving)
         return acknowledged, drops
 
@@ -165,6 +178,7 @@ class SpoolLedger:
         with closing(file.by_age()) as rows:
             expired = select_expired(rows, stored_before_ms=stored_before_ms, in_flight=self._token_of)
         if expired:
+            self._note_going(file, expired, DropReason.EXPIRED)
             file.remove(row.id for row in expired)
             drops.setdefault(DropReason.EXPIRED, []).extend(expired)
 
@@ -181,8 +195,15 @@ class SpoolLedger:
             return
         with closing(file.by_rank()) as rows:
             surplus = select_surplus(rows, excess_bytes=excess_bytes, in_flight=self._token_of)
+        self._note_going(file, surplus, DropReason.LIMIT)
         file.remove(row.id for row in surplus)
         drops.setdefault(DropReason.LIMIT, []).extend(surplus)
+
+    def _note_going(self, file: SpoolFile, rows: Iterable[Row], reason: DropReason | None) -> None:
+        """Before they are deleted: which client updates are among them."""
+        for row in rows:
+            if row.priority is Priority.UPDATE and (name := file.name(row.id)) is not None:
+                self._going.append((*name, reason))
 
     def claim(self, max_items: int, max_bytes: int) -> Batch | None:
         """Take rows of one key in flight, see `ports.Spool`."""

@@ -20,8 +20,9 @@ from edge_cascade.codec import MAX_PAYLOAD_BYTES, encode, frame_digest, split_fr
 from edge_cascade.errors import ProtocolError, TooLargeError
 from edge_cascade.messages import (
     Acks,
+    BaseRequest,
     DesiredState,
-    RoundOffer,
+    Message,
     RunningModel,
     Status,
 )
@@ -53,12 +54,13 @@ from edge_daemon.core.sending_events import (
     Waiting,
 )
 from edge_daemon.core.spooling import BatchKey, DropReason, ItemKind
-from edge_daemon.downlink import Downlink, OnVerdict
+from edge_daemon.downlink import Downlink, OnRound, OnVerdict
 from edge_daemon.errors import SpoolError
 from edge_daemon.frames import Item, decode_batch, message_of
 from edge_daemon.ports import Clock, Spool
 from edge_daemon.uplink_inbox import (
     Announce,
+    Ask,
     Inbox,
     Puback,
     SessionDown,
@@ -105,7 +107,7 @@ class MqttUplink:
         clock: Clock,
         daemon_version: str,
         on_desired: Callable[[DesiredState], None] | None = None,
-        on_round: Callable[[RoundOffer], None] | None = None,
+        on_round: OnRound | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._prefix = config.prefix
@@ -182,6 +184,10 @@ class MqttUplink:
         """Publish the retained status again."""
         self._inbox.put(Announce())
 
+    def ask_for_base(self, request: BaseRequest) -> None:
+        """Ask the hub for a training base, once; while the broker is away nobody is asked."""
+        self._inbox.put(Ask(request))
+
     def counters(self) -> dict[str, int]:
         """Everything counted since the start, for metrics and reports."""
         up, down = self._counts, self._downlink.counts
@@ -244,6 +250,8 @@ class MqttUplink:
             case Announce():
                 if self._state.is_up:
                     self._publish_status(is_online=True)
+            case Ask(request):
+                self._tell(request)
             case Stop(drain_s):
                 self._drain_until_s = self._clock.monotonic_s() + drain_s
                 with contextlib.suppress(SpoolError):
@@ -376,7 +384,11 @@ class MqttUplink:
         if isinstance(answer, Acks):
             self._acknowledged(answer)
         elif answer is not None:
-            self._session.publish(up_topic(self._prefix, self._device_id, "telemetry"), encode(answer))
+            self._tell(answer)
+
+    def _tell(self, message: Message) -> None:
+        """What is not worth a row: the other side asks again, or we do."""
+        self._session.publish(up_topic(self._prefix, self._device_id, "telemetry"), encode(message))
 
     def _acknowledged(self, acks: Acks) -> None:
         self._counts.acknowledged += len(acks.committed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_cascade.messages import BaseRequest
 from edge_cascade.mqtt import Incoming
 
 
@@ -49,10 +50,17 @@ class Announce:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """A training base is wanted."""
+
+    request: BaseRequest
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Send what can be sent within `drain_s`, then end."""
 
     drain_s: float
 
 
-Inbox = SessionUp | SessionDown | Puback | Wake | Announce | Stop | Incoming
+Inbox = SessionUp | SessionDown | Puback | Wake | Announce | Ask | Stop | Incoming

@@ -7,6 +7,7 @@ import threading
 from edge_cascade.codec import Reassembler, decode, encode, frame_digest, split_frame
 from edge_cascade.messages import (
     Acks,
+    BaseRequest,
     CaseBatch,
     Chunk,
     ClientUpdate,
@@ -34,6 +35,7 @@ class FakeHub:
         self.batches: list[tuple[int, ...]] = []
         self.statuses: list[Status] = []
         self.receipts: list[tuple[int, int]] = []
+        self.base_requests: list[BaseRequest] = []
         self.payload_sizes: list[int] = []
         self.lock = threading.Lock()
         self.answer = self.stay_silent if is_silent else self.acknowledge
@@ -104,6 +106,8 @@ class FakeHub:
                 self.statuses.append(message)
             case "telemetry", Receipts():
                 self.receipts += [(receipt.seq, receipt.revision) for receipt in message.receipts]
+            case "telemetry", BaseRequest():
+                self.base_requests.append(message)
             case "cases", CaseBatch():
                 self.batches.append(tuple(case.seq for case in message.cases))
                 self._store(frame, {(message.boot, case.seq): case for case in message.cases})

@@ -108,6 +108,25 @@ class SpoolContract:
             ("CASE", BOOT, "other", [3]),
         ]
 
+    def test_what_became_of_a_client_update_is_told_once_its_row_is_gone(self):
+        clock = FakeClock()
+        spool = self.open_spool(clock=clock)
+        gone = []
+        spool.on_update_gone(lambda *update: gone.append(update))
+        accept(spool, update(1), update(2), update(3), raw(4), report(5))
+        spool.acknowledge(BOOT, [1, 4])
+        spool.reject(BOOT, 2, DropReason.REJECTED)
+        spool.reject(BOOT, 5, DropReason.REJECTED)
+        spool.flush()
+        assert gone == [(BOOT, 1, None), (BOOT, 2, DropReason.REJECTED)]
+        clock.now_s += 8 * DAY_S
+        spool.flush()
+        assert gone[2:] == [(BOOT, 3, DropReason.EXPIRED)]
+        accept(spool, update(6, delta=bytes(60_000)), raw(7, size=50_000, priority=Priority.AUDIT))
+        assert gone[3:] == [(BOOT, 6, DropReason.LIMIT)]
+        spool.flush()
+        assert len(gone) == 4
+
     def test_a_batch_is_bounded_by_items_and_bytes_but_never_empty(self):
         spool = self.open_spool()
         accept(spool, *(raw(seq, size=1000) for seq in range(6)))

@@ -13,6 +13,7 @@ from edge_cascade.burst import QUIET_S
 from edge_cascade.codec import encode
 from edge_cascade.messages import (
     Acks,
+    BaseRequest,
     ClientUpdate,
     DesiredModel,
     DesiredState,
@@ -21,6 +22,7 @@ from edge_cascade.messages import (
     RunningModel,
     Source,
     Status,
+    TrainingBase,
     Use,
     Verdict,
     VerdictBatch,
@@ -407,6 +409,21 @@ def test_desired_state_and_round_offers_are_handed_over(hub, device):
     hub.send("desired", desired)
     hub.send("round", offer)
     wait_until(lambda: (device.desired, device.rounds) == ([desired], [offer]), what="both")
+
+
+def test_training_bases_in_chunks_and_a_cleared_offer_are_handed_over(hub, device):
+    base = TrainingBase("vibration", BUNDLE, bytes(32), [random.Random(5).randbytes(5000)])
+    hub.send("round", base, max_payload_bytes=1000)
+    hub.send_raw("round", b"")
+    wait_until(lambda: device.rounds == [base, None], what="both")
+
+
+def test_a_request_for_a_base_goes_to_the_hub_and_not_through_the_spool(hub, device):
+    wait_until(lambda: device.uplink.is_up)
+    request = BaseRequest("dev-1", "vibration", BUNDLE, bytes(32))
+    device.uplink.ask_for_base(request)
+    wait_until(lambda: hub.base_requests == [request])
+    assert device.spool.counts().appended == 0
 
 
 def test_garbage_on_every_down_topic_is_counted_and_changes_nothing(hub, device):
