@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from edge_daemon.bench.sensors import SYSFS, read_energy, read_rails, read_temperatures, watts_between
+from edge_daemon.sensors import SYSFS, read_energy, read_rails, read_temperatures, watts_between
 
 INTERVAL_S: Final = 0.25
 

@@ -27,9 +27,9 @@ from edge_daemon.__main__ import main
 from edge_daemon.bench.board import describe_machine, peak_resident_bytes, resident_bytes
 from edge_daemon.bench.plans import PlanCost, price_plan, recommend_plan, with_exit_points
 from edge_daemon.bench.samples import DataError, default_samples, load_samples
-from edge_daemon.bench.sensors import Energy, read_energy, read_rails, read_temperatures, watts_between
 from edge_daemon.bench.vitals import Rail, Stretch, Temperature, Watch, rails_of, temperatures_of
 from edge_daemon.models import open_stage
+from edge_daemon.sensors import Energy, read_energy, read_rails, read_temperatures, watts_between
 
 
 def tree(root, files):
