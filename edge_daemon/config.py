@@ -21,11 +21,13 @@ from edge_cascade.mqtt import Broker, broker_problem
 from edge_cascade.settings import Origin, read_settings
 from edge_cascade.topics import VERSION_LEVEL, check_device_id, check_prefix
 from edge_daemon.core.spooling import SpoolLimits
+from edge_daemon.core.vitals import VitalsLimits
 from edge_daemon.errors import ConfigError
 from edge_daemon.inlet.sources import SENSOR_LEVEL, filter_of
 
 ENVIRONMENT_PREFIX: Final = "EDGE_DAEMON__"
 
+_PUBLIC_KEY = re.compile(r"[0-9A-Fa-f]{64}")
 _SHIPPED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _EXAMPLES: Final[Mapping[str, str]] = {
     "device": ', e.g. [device] with id = "press-3"',
@@ -130,10 +132,15 @@ class AuditConfig(Section, frozen=True):
 
 
 class TrainingConfig(Section, frozen=True):
-    """What this board keeps to learn from, on its own disk. Off: nothing is kept, no label is read.
+    """What this board keeps to learn from, on its own disk, and when it trains.
+
+    Off: nothing is kept, no label is read, no round is joined.
 
     `max_examples` is per model. `own_per_minute`: samples that it answered itself, whose answer had at least
     `own_min_probability`. Labels come on `<labels_prefix>/<sensor>` of the sensors' broker.
+
+    `hub_key` is the public key of the hub whose rounds are joined. The limits from `max_temperature_celsius`
+    to `max_queued` say when nothing is trained; those from `max_passes` on bound what a round may cost.
     """
 
     enabled: bool = False
@@ -142,6 +149,32 @@ class TrainingConfig(Section, frozen=True):
     own_per_minute: Annotated[float, Meta(ge=0, le=6000)] = 60.0
     own_min_probability: Annotated[float, Meta(ge=0, le=1)] = 0.9
     labels_prefix: str = "labels"
+    hub_key: Filled | None = None
+    max_temperature_celsius: Annotated[float, Meta(gt=0, le=150)] = 75.0
+    max_load: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    min_free_mb: Annotated[int, Meta(ge=0, le=2**20)] = 200
+    on_battery: bool = False
+    max_queued: Annotated[int, Meta(ge=0, le=1_000_000)] = 32
+    max_passes: Annotated[int, Meta(ge=1, le=10**9)] = 1_000_000
+    max_memory_mb: Annotated[int, Meta(ge=16, le=2**20)] = 512
+    nice: Annotated[int, Meta(ge=0, le=19)] = 19
+
+    @property
+    def vitals_limits(self) -> VitalsLimits:
+        """What `decide_may_train` takes."""
+        return VitalsLimits(
+            max_celsius=self.max_temperature_celsius,
+            max_load=self.max_load,
+            min_free_bytes=self.min_free_mb * 2**20,
+            on_battery=self.on_battery,
+            max_queued=self.max_queued,
+        )
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The hub's public key; only of a configuration that was checked."""
+        assert self.hub_key is not None
+        return bytes.fromhex(self.hub_key)
 
 
 class HttpConfig(Section, frozen=True):
@@ -230,6 +263,7 @@ def _check(config: Config, origin: Origin) -> None:
     _check_models(config.models, origin)
     _check_sources(config, origin)
     _check_labels(config, origin)
+    _check_training(config, origin)
     if config.hub.max_batch_bytes * config.hub.max_in_flight_batches > config.spool.max_bytes:
         raise origin.error(
             "hub.max_batch_bytes",
@@ -313,6 +347,26 @@ def _check_labels(config: Config, origin: Origin) -> None:
                 f' = "{config.training.labels_prefix}": would read our own output {own} (from {setting}) as '
                 "labels; choose another prefix",
             )
+
+
+def _check_training(config: Config, origin: Origin) -> None:
+    key = config.training.hub_key
+    if key is not None and not _PUBLIC_KEY.fullmatch(key):
+        raise origin.error(
+            "training.hub_key",
+            f' = "{key}": expected 64 hexadecimal digits; `cloud-hub round key` prints them',
+        )
+    if not config.training.enabled:
+        return
+    if not config.hub.enabled:
+        raise origin.error(
+            "training.enabled", ": rounds come from the hub, and hub.enabled is false; change one of the two"
+        )
+    if key is None:
+        raise origin.error(
+            "training.hub_key",
+            ": missing; only rounds that this key has signed are joined, and `cloud-hub round key` prints it",
+        )
 
 
 def _topic_problem(topic: str) -> str | None:

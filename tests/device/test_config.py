@@ -27,12 +27,15 @@ from edge_daemon.config import (
     warnings_about,
 )
 from edge_daemon.core.spooling import SpoolLimits
+from edge_daemon.core.vitals import VitalsLimits
 from edge_daemon.errors import ConfigError
 
 OWN_RESULTS = (
     "would read our own output results/+/# (from results.prefix); narrow the topic or change results.prefix"
 )
 OWN_HUB_TREE = "would read our own output edge/v1/# (from hub.prefix); narrow the topic or change hub.prefix"
+
+KEY = "00112233445566778899aabbccddeeff" * 2
 
 SMALLEST = """
 [device]
@@ -99,6 +102,15 @@ max_bytes = 1000000
 own_per_minute = 6
 own_min_probability = 0.5
 labels_prefix = "truth/here"
+hub_key = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+max_temperature_celsius = 60
+max_load = 0.3
+min_free_mb = 100
+on_battery = true
+max_queued = 5
+max_passes = 5000
+max_memory_mb = 256
+nice = 10
 [http]
 enabled = false
 host = "::1"
@@ -165,6 +177,15 @@ def test_the_smallest_configuration_has_every_default(load):
             own_per_minute=60,
             own_min_probability=0.9,
             labels_prefix="labels",
+            hub_key=None,
+            max_temperature_celsius=75,
+            max_load=0.5,
+            min_free_mb=200,
+            on_battery=False,
+            max_queued=32,
+            max_passes=1_000_000,
+            max_memory_mb=512,
+            nice=19,
         ),
         http=HttpConfig(enabled=True, host="127.0.0.1", port=9464),
         log=LogConfig(level="info"),
@@ -203,6 +224,15 @@ def test_every_key_is_read(load):
             own_per_minute=6,
             own_min_probability=0.5,
             labels_prefix="truth/here",
+            hub_key=KEY,
+            max_temperature_celsius=60,
+            max_load=0.3,
+            min_free_mb=100,
+            on_battery=True,
+            max_queued=5,
+            max_passes=5000,
+            max_memory_mb=256,
+            nice=10,
         ),
         LogConfig(level="debug"),
     )
@@ -437,6 +467,33 @@ def test_labels_are_not_read_from_our_own_answers(complaint):
         'training.labels_prefix = "results": would read our own output results/+/# (from results.prefix) as '
         "labels; choose another prefix"
     )
+
+
+def test_rounds_are_joined_only_of_a_hub_whose_key_is_known(complaint):
+    assert complaint(f"{SMALLEST}[training]\nenabled = true\n") == (
+        "training.hub_key: missing; only rounds that this key has signed are joined, and `cloud-hub round "
+        "key` prints it"
+    )
+
+
+@pytest.mark.parametrize("key", ["abc", KEY[1:], KEY + "0", f"{KEY[:-1]}g"])
+def test_a_key_that_is_none_is_refused(complaint, key):
+    assert complaint(f'{SMALLEST}[training]\nhub_key = "{key}"\n') == (
+        f'training.hub_key = "{key}": expected 64 hexadecimal digits; `cloud-hub round key` prints them'
+    )
+
+
+def test_without_a_hub_nothing_is_trained(complaint):
+    text = f'{SMALLEST}[training]\nenabled = true\nhub_key = "{KEY}"\n[hub]\nenabled = false\n'
+    assert complaint(text) == (
+        "training.enabled: rounds come from the hub, and hub.enabled is false; change one of the two"
+    )
+
+
+def test_limits_of_training_are_what_the_rules_take(load):
+    training = load(FULL).training
+    assert training.vitals_limits == VitalsLimits(60.0, 0.3, 100 * 2**20, True, 5)
+    assert training.key_bytes == bytes.fromhex(KEY)
 
 
 def test_a_labels_prefix_with_a_wildcard_is_refused_though_training_is_off(complaint):
