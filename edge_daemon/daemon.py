@@ -17,8 +17,11 @@ from edge_daemon import __version__
 from edge_daemon.clock import SystemClock
 from edge_daemon.config import Config
 from edge_daemon.core.spooling import case_item, report_item
+from edge_daemon.example_ledger import ExampleModel
+from edge_daemon.example_store import ExampleStore
 from edge_daemon.http_api import Health
 from edge_daemon.inference import InferenceThread
+from edge_daemon.inlet.labels import LabelInlet
 from edge_daemon.inlet.mqtt import MqttInlet
 from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.metrics import Metrics
@@ -35,6 +38,7 @@ STUCK_S: Final = 10.0
 """A sample that takes longer is stuck: health fails and the watchdog is no longer fed."""
 
 SPOOL_FILE: Final = "spool.sqlite"
+EXAMPLES_FILE: Final = "examples.sqlite"
 CLIENT_SECRET_FILE: Final = "client-secret"  # noqa: S105 - a name
 
 
@@ -56,13 +60,15 @@ class Daemon:
         self._next_seq = numbering.next_seq
         client_id = f"{config.device.id}-{client_secret(Path(config.device.state_dir))}"
         self.metrics = Metrics()
+        rng = rng or random.SystemRandom()
         self._pipelines = open_pipelines(
             config.models,
             config.audit,
             numbering,
-            rng=rng or random.SystemRandom(),
+            rng=rng,
             now_s=self._clock.monotonic_s,
         )
+        self.examples = self._make_examples(rng)
         self.queue = SampleQueue(config.inlet.queue_size, self._shed)
         self._inlet = MqttInlet(
             config.inlet.broker,
@@ -73,6 +79,7 @@ class Daemon:
             self.queue,
             max_payload_bytes=config.inlet.max_payload_bytes,
             on_malformed=self.metrics.malformed.add,
+            labels=None if self.examples is None else self._labels_for(self.examples),
             now_s=self._clock.monotonic_s,
             now_ms=self._clock.wall_ms,
         )
@@ -105,6 +112,7 @@ class Daemon:
             submit=self._submit,
             tally=self,
             on_failed=lambda: self.metrics.failed.add("all"),
+            observe=None if self.examples is None else self.examples.observe,
         )
         self._watch()
 
@@ -117,6 +125,8 @@ class Daemon:
         """
         if self._spool is not None:
             self._spool.open()
+        if self.examples is not None:
+            self.examples.open()
         self._inference.start()
         if self.uplink is not None:
             self.uplink.start()
@@ -136,6 +146,8 @@ class Daemon:
         if self._spool is not None:
             # Commits what is open; the acknowledgements that this frees still go out below.
             self._spool.close()
+        if self.examples is not None:
+            self.examples.close()
         self._inlet.session.stop()
 
     def is_alive(self) -> bool:
@@ -223,6 +235,39 @@ class Daemon:
     def _pass_on(self, model: str, full_model: bytes, verdict: Verdict) -> None:
         self._results.publish_verdict(model, full_model, verdict)
         self.metrics.verdicts.add(model, verdict.source.name.lower())
+        if self.examples is not None:
+            self.examples.verdict(model, verdict)
+
+    def _make_examples(self, rng: random.Random) -> ExampleStore | None:
+        config = self._config
+        if not config.training.enabled:
+            return None
+        graphs = {
+            name: pipeline.bundle.graph
+            for name, pipeline in self._pipelines.items()
+            if pipeline.bundle.train_step is not None
+        }
+        if not graphs:
+            log.warning(
+                "training.enabled = true, but no bundle has a train step: nothing is kept or learned; build "
+                "one that has, or set training.enabled = false"
+            )
+            return None
+        return ExampleStore(
+            Path(config.device.state_dir) / EXAMPLES_FILE,
+            config.training,
+            {
+                name: ExampleModel(graph.labels, graph.input_shape, graph.wire)
+                for name, graph in graphs.items()
+            },
+            verdicts_come=config.hub.enabled,
+            boot=self.boot,
+            chance=random.Random(rng.random()).random,  # noqa: S311 - no secret
+        )
+
+    def _labels_for(self, examples: ExampleStore) -> LabelInlet:
+        prefix = self._config.training.labels_prefix
+        return LabelInlet(prefix, examples.label, self.metrics.malformed.add)
 
     def _shed(self, item: Queued) -> None:
         self.metrics.shed.add("queue_full")
@@ -234,6 +279,8 @@ class Daemon:
             metrics.watch_spool(self._spool.counts)
         if self.uplink is not None:
             metrics.watch_uplink(self.uplink.counters)
+        if self.examples is not None:
+            metrics.watch_examples(self.examples.counts)
         metrics.watch("queue_depth", "Samples that wait.", lambda: len(self.queue), is_total=False)
         metrics.watch(
             "results_unpublished", "Answers that no broker took.", lambda: self._results.unpublished

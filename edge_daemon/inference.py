@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from edge_cascade.burst import Burst
 from edge_cascade.messages import Case
 from edge_daemon.inlet.queue import Queued, SampleQueue
-from edge_daemon.pipeline import Outcome, Pipeline
+from edge_daemon.pipeline import Outcome, Pipeline, Sample
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ WAIT_S: Final = 0.5
 
 Publish = Callable[[Outcome], None]
 Submit = Callable[[Pipeline, Case], "Future[None]"]
+Observe = Callable[[str, Sample, Outcome], None]
+"""The model, what it was asked, what became of it: for whoever learns from samples."""
 
 
 class Tally(Protocol):
@@ -48,6 +50,7 @@ class InferenceThread:
         submit: Submit,
         tally: Tally,
         on_failed: Callable[[], None],
+        observe: Observe | None = None,
     ) -> None:
         self._pipelines = pipelines
         self._queue = queue
@@ -55,6 +58,7 @@ class InferenceThread:
         self._submit = submit
         self._tally = tally
         self._on_failed = on_failed
+        self._observe = observe
         self._stopping = threading.Event()
         self._busy_since_s: float | None = None
         self._burst = Burst()
@@ -104,6 +108,9 @@ class InferenceThread:
                 self._give_up(batch, error)
                 continue
             for item, outcome in zip(batch, outcomes, strict=True):
+                if self._observe is not None:
+                    # Before the answer leaves, so that a label for it finds the sample.
+                    self._observe(item.model, item.sample, outcome)
                 self._publish(outcome)
                 self._tally.count_outcome(pipeline, outcome)
                 self._finish(pipeline, item, outcome)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Final
 
 from prometheus_client import CollectorRegistry
@@ -21,6 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from edge_daemon.core.examples import ExampleCounts
 from edge_daemon.core.spooling import SpoolCounts
 
 PREFIX: Final = "edge_"
@@ -91,12 +93,16 @@ class LatencyHistogram:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A number that somebody else keeps, as it was when asked for. `is_total`: it only grows."""
+    """A number that somebody else keeps, as it was when asked for. `is_total`: it only grows.
+
+    Readings of one name have the same labels and follow each other.
+    """
 
     name: str
     help: str
     value: int
     is_total: bool
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Metrics:
@@ -140,6 +146,10 @@ class Metrics:
             ]
         )
 
+    def watch_examples(self, counts: Callable[[], ExampleCounts]) -> None:
+        """Read the example store's numbers whenever asked."""
+        self._sources.append(lambda: _example_readings(counts()))
+
     def watch(self, name: str, help_text: str, read: Callable[[], int], *, is_total: bool = True) -> None:
         """Read one more number whenever asked: a queue's depth, a counter kept elsewhere."""
         self._sources.append(lambda: [Reading(PREFIX + name, help_text, read(), is_total)])
@@ -172,7 +182,7 @@ class Metrics:
             found[_series("edge_latency_count", {"model": model})] = sum(counts)
             found[_series("edge_latency_sum_us", {"model": model})] = round(total_s * 1e6)
         for reading in self.readings():
-            found[reading.name] = reading.value
+            found[_series(reading.name, reading.labels)] = reading.value
         for (reason, kind), (count, size_bytes) in self.drops().items():
             found[_series("edge_spool_dropped", {"reason": reason, "kind": kind})] = count
             found[_series("edge_spool_dropped_bytes", {"reason": reason, "kind": kind})] = size_bytes
@@ -200,6 +210,33 @@ def _spool_readings(counts: SpoolCounts) -> list[Reading]:
     ]
 
 
+def _example_readings(counts: ExampleCounts) -> list[Reading]:
+    held = {(model, origin.name.lower()): count for (model, origin), count in counts.rows.items()}
+    held |= {(model, "pending"): count for model, count in counts.pending.items()}
+    numbers = (
+        ("examples_bytes", "What examples count against their limit.", counts.size_bytes, False),
+        ("examples_stored", "Examples stored since the start.", counts.stored, True),
+        ("examples_corruptions", "Damaged files moved aside since the start.", counts.corruptions, True),
+    )
+    return [
+        *(
+            Reading(f"{PREFIX}examples", "Examples kept.", count, False, {"model": model, "origin": origin})
+            for (model, origin), count in sorted(held.items())
+        ),
+        *(Reading(PREFIX + name, text, value, is_total) for name, text, value, is_total in numbers),
+        *(
+            Reading(
+                f"{PREFIX}examples_dropped", "Samples not kept any more.", count, True, {"reason": reason}
+            )
+            for reason, count in sorted(counts.dropped.items())
+        ),
+        *(
+            Reading(f"{PREFIX}labels", "Labels from the site.", count, True, {"outcome": outcome})
+            for outcome, count in sorted(counts.labels.items())
+        ),
+    ]
+
+
 class _Families(Collector):
     """Turns the plain integers into Prometheus' families, only when they are asked for."""
 
@@ -213,11 +250,8 @@ class _Families(Collector):
                 family.add_metric(values, count)
             yield family
         yield self._latency()
-        for reading in self._metrics.readings():
-            if reading.is_total:
-                yield CounterMetricFamily(reading.name, reading.help, value=reading.value)
-            else:
-                yield GaugeMetricFamily(reading.name, reading.help, value=reading.value)
+        for _, group in groupby(self._metrics.readings(), key=lambda reading: reading.name):
+            yield _family(list(group))
         yield from self._drops()
 
     def _latency(self) -> Metric:
@@ -244,6 +278,19 @@ class _Families(Collector):
             size.add_metric(labels, size_bytes)
         yield dropped
         yield size
+
+
+def _family(readings: Sequence[Reading]) -> Metric:
+    first = readings[0]
+    labels = tuple(first.labels)
+    family = (
+        CounterMetricFamily(first.name, first.help, labels=labels)
+        if first.is_total
+        else GaugeMetricFamily(first.name, first.help, labels=labels)
+    )
+    for reading in readings:
+        family.add_metric(tuple(reading.labels.values()), reading.value)
+    return family
 
 
 def _series(name: str, labels: Mapping[str, str]) -> str:

@@ -52,6 +52,7 @@ from edge_cascade.tensors import encode_tensor
 from edge_cascade.topics import DOWN, UP
 from edge_daemon import config as edge_config
 from edge_daemon import errors as edge_errors
+from edge_daemon.core.examples import ExampleCounts, ExampleDrop, LabelOutcome, Origin
 from edge_daemon.core.spooling import Dropped, DropReason, Priority, SpoolCounts
 from edge_daemon.metrics import Metrics
 from edge_daemon.pipeline import Answer
@@ -341,6 +342,11 @@ class TestMetrics:
         metrics = Metrics()
         drops = {(DropReason.LIMIT, Priority.AUDIT): Dropped(1, 2)}
         metrics.watch_spool(lambda: SpoolCounts(drops=drops))
+        metrics.watch_examples(
+            lambda: ExampleCounts(
+                rows={("x", Origin.SELF): 1}, labels={LabelOutcome.USED: 1}, dropped={ExampleDrop.LIMIT: 1}
+            )
+        )
         for name, help_text, is_total in watched_by_the_daemon():
             metrics.watch(name, help_text, lambda: 0, is_total=is_total)
         for tally in metrics.tallies():

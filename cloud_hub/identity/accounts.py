@@ -25,7 +25,7 @@ HUB_NAME: Final = "hub"
 RESERVED_NAMES: Final = frozenset({HUB_NAME, "ca", "crl", "server"})
 # First levels of the topics between sensors and devices: a prefix that began with one of them would let the
 # pattern `sensors/%u/#` match the hub's tree for an account that is named like its next level.
-SENSOR_TREES: Final = ("sensors", "results")
+SENSOR_TREES: Final = ("sensors", "results", "labels")
 
 
 class IdentityError(HubError):

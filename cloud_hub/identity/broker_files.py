@@ -106,6 +106,7 @@ def render_acl(prefix: str, accounts: Sequence[Account]) -> str:
         f"pattern write {root}/%u/up/#",
         f"pattern read {root}/%u/down/#",
         "pattern read sensors/%u/#",
+        "pattern read labels/%u/#",
         "pattern write results/%u/#",
     ]
     for account in sorted(accounts, key=lambda account: account.name):
@@ -122,6 +123,7 @@ def _rules_of(root: str, account: Account) -> list[str]:
     not_a_board = [
         f"topic deny {root}/{name}/#",
         f"topic deny sensors/{name}/#",
+        f"topic deny labels/{name}/#",
         f"topic deny results/{name}/#",
     ]
     match account.role:
@@ -133,6 +135,7 @@ def _rules_of(root: str, account: Account) -> list[str]:
             return [
                 *not_a_board,
                 f"topic write sensors/{account.device}/#",
+                f"topic write labels/{account.device}/#",
                 f"topic read results/{account.device}/#",
             ]
 

@@ -51,7 +51,6 @@ class LabelOutcome(enum.StrEnum):
     """What became of a label from the site."""
 
     USED = "used"
-    OUTRANKED = "outranked"
     UNMATCHED = "unmatched"
     """The board does not have the sample that it is about."""
     UNKNOWN = "unknown"

@@ -14,8 +14,9 @@ from edge_cascade.burst import Burst
 from edge_cascade.mqtt import Broker, Incoming, MqttSession
 from edge_daemon.inlet.acks import OrderedAcks
 from edge_daemon.inlet.decode import Decode, SampleError, shape_sample
+from edge_daemon.inlet.labels import LabelInlet
 from edge_daemon.inlet.queue import Queued, SampleQueue
-from edge_daemon.inlet.sources import TopicPattern, filter_of
+from edge_daemon.inlet.sources import MAX_SENSOR_LENGTH, TopicPattern, filter_of
 from edge_daemon.inlet.window import Windower
 from edge_daemon.pipeline import Sample
 
@@ -26,7 +27,6 @@ SESSION_EXPIRY_S = 3600
 RECEIVE_MAXIMUM = 1000
 # An answer more than this behind its PUBACK is not published: several times what can be unanswered at once.
 MAX_UNCONFIRMED = 10_000
-MAX_SENSOR_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class MqttInlet:
         *,
         max_payload_bytes: int,
         on_malformed: Callable[[str], None],
+        labels: LabelInlet | None = None,
         now_s: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -63,6 +64,7 @@ class MqttInlet:
         self._queue = queue
         self._max_payload_bytes = max_payload_bytes
         self._on_malformed = on_malformed
+        self._labels = labels
         self._now_s = now_s
         self._now_ms = now_ms
         self._burst = Burst()
@@ -70,7 +72,10 @@ class MqttInlet:
         self.session = MqttSession(
             broker,
             client_id,
-            subscriptions=[filter_of(source.pattern) for source in sources],
+            subscriptions=[
+                *(filter_of(source.pattern) for source in sources),
+                *([] if labels is None else [labels.topic_filter]),
+            ],
             on_message=self.receive,
             on_down=self._lost,
             expiry_s=SESSION_EXPIRY_S,
@@ -95,6 +100,10 @@ class MqttInlet:
         if self._paused:
             return
         source, sensor = self._route(message.topic)
+        if source is None and self._labels is not None and self._labels.takes(message.topic):
+            self._labels.receive(message, now_s=received_s)
+            self._acks.open(message, 0).finish()
+            return
         arrays: list[NDArray[np.float32]] = []
         try:
             if source is None:

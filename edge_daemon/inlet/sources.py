@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 SENSOR_LEVEL: Final = "{sensor}"
+MAX_SENSOR_LENGTH: Final = 128
 
 
 def filter_of(pattern: str) -> str:

@@ -79,6 +79,8 @@ def test_a_board_publishes_only_below_its_own_name(board_a, hub):
             "results/board-b/pump",
             "sensors/board-a/pump",
             "sensors/board-b/pump",
+            "labels/board-a/pump",
+            "labels/board-b/pump",
             "$SYS/broker/uptime",
         )
     } == {
@@ -93,6 +95,8 @@ def test_a_board_publishes_only_below_its_own_name(board_a, hub):
         "results/board-b/pump": False,
         "sensors/board-a/pump": False,
         "sensors/board-b/pump": False,
+        "labels/board-a/pump": False,
+        "labels/board-b/pump": False,
         "$SYS/broker/uptime": False,
     }
     board_a.publish("edge/v1/board-a/up/cases", b"end of one's own")
@@ -178,6 +182,9 @@ def test_a_sensor_writes_to_its_board_reads_its_results_and_nothing_else(connect
             "sensors/board-a/pump",
             "sensors/board-b/pump",
             "sensors/probe/pump",
+            "labels/board-a/pump",
+            "labels/board-b/pump",
+            "labels/probe/pump",
             "results/board-a/pump",
             "results/probe/pump",
             "edge/v1/probe/up/cases",
@@ -186,7 +193,7 @@ def test_a_sensor_writes_to_its_board_reads_its_results_and_nothing_else(connect
             "edge/v1/probe/down/acks",
         )
         if probe.may_publish(topic)
-    ] == ["sensors/board-a/pump"]
+    ] == ["sensors/board-a/pump", "labels/board-a/pump"]
     probe.subscribe("#")
     hub.publish("edge/v1/board-a/down/acks", b"x")
     hub.publish("edge/v1/probe/down/acks", b"x")
@@ -208,6 +215,18 @@ def test_a_board_reads_its_own_sensors_and_not_anothers(connect, hub):
     assert other.received.empty()
 
 
+def test_a_board_reads_the_labels_of_its_own_sensors_and_not_anothers(connect, hub):
+    listener, other, probe = connect("board-a"), connect("board-b"), connect("probe")
+    listener.subscribe("labels/board-a/+/#")
+    other.subscribe("labels/board-a/+/#")
+    other.subscribe("labels/#")
+    other.subscribe("edge/v1/board-b/down/acks")
+    probe.publish("labels/board-a/pump", b"fault")
+    assert listener.received_until(b"fault") == [("labels/board-a/pump", b"fault")]
+    hub.publish("edge/v1/board-b/down/acks", b"end")
+    assert other.received_until(b"end") == [("edge/v1/board-b/down/acks", b"end")]
+
+
 def test_the_hub_writes_down_reads_up_and_is_no_board(connect):
     hub = connect("hub")
     assert [
@@ -221,6 +240,8 @@ def test_the_hub_writes_down_reads_up_and_is_no_board(connect):
             "results/hub/pump",
             "results/board-a/pump",
             "sensors/board-a/pump",
+            "labels/board-a/pump",
+            "labels/hub/pump",
         )
         if hub.may_publish(topic)
     ] == ["edge/v1/board-a/down/desired", "edge/v1/board-b/down/acks"]
