@@ -10,8 +10,9 @@ HubError                     1
 ├── ModelError               7   a bundle or full model that cannot be used
 ├── NotFoundError            8   no such case, token or account
 ├── ListenError              9   the address of the REST server cannot be had
-└── BuildError              10   a model, data or recipe that no bundle can be built from
-    └── CertificateError    11   the certificate that was asked for does not hold, or cannot be had
+├── BuildError              10   a model, data or recipe that no bundle can be built from
+│   └── CertificateError    11   the certificate that was asked for does not hold, or cannot be had
+└── RoundError              12   a series of rounds that cannot be started or ended as asked
 """
 
 from __future__ import annotations
@@ -90,3 +91,9 @@ class CertificateError(BuildError):
     """The certificate that was asked for does not hold on this data, or cannot be had from so little."""
 
     exit_code = 11
+
+
+class RoundError(HubError):
+    """A series of rounds that cannot be started or ended as asked: says what there is and what is needed."""
+
+    exit_code = 12

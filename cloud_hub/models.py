@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cloud_hub.core.admission import Shape
 from cloud_hub.errors import ModelError
-from edge_cascade.bundle import load_bundle
+from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.errors import CascadeError
 from edge_cascade.manifest import Preprocess
 from edge_cascade.shipped import find_bundle
@@ -34,6 +34,8 @@ class HubModel:
     full_model: bytes
     """SHA-256 of the full model's file."""
     run: Run
+    bundle: Bundle | None = field(default=None, repr=False, compare=False)
+    """The release in the fleet, where it was loaded from files."""
 
     @property
     def shape(self) -> Shape:
@@ -65,7 +67,8 @@ def load_model(bundle: str, full: str | None) -> HubModel:
 
     try:
         directory = find_bundle(bundle)
-        graph = load_bundle(directory).graph
+        loaded = load_bundle(directory)
+        graph = loaded.graph
         path = Path(full) if full is not None else directory.parent / FULL_MODEL_NAME
         content = path.read_bytes()
         digest = hashlib.sha256(content)
@@ -79,7 +82,9 @@ def load_model(bundle: str, full: str | None) -> HubModel:
         raise ModelError(f"model {bundle!r}: {error}") from error
     except OSError as error:
         raise ModelError(f"model {bundle!r}: {error.filename}: {error.strerror}") from error
-    return HubModel(graph.model, graph.labels, graph.input_shape, graph.preprocess, digest.digest(), run)
+    return HubModel(
+        graph.model, graph.labels, graph.input_shape, graph.preprocess, digest.digest(), run, loaded
+    )
 
 
 def shapes_of(models: Mapping[str, HubModel]) -> dict[str, Shape]:

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from cloud_hub.core.federation.guard import GuardRules
 from cloud_hub.core.federation.screening import NormRule
+from cloud_hub.core.federation.server import MOMENTUM, SECOND_MOMENT
 from cloud_hub.core.federation.strategies import (
     MAX_BUFFERED_VOTES,
     Strategy,
@@ -28,6 +29,7 @@ from edge_cascade.errors import ProtocolError, SettingsError
 from edge_cascade.messages import RoundTerms, SelfLabels
 from edge_cascade.round_terms import MILLION, encode_terms
 from edge_cascade.settings import convert_settings
+from edge_cascade.training import Schedule
 
 StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedbuff", "median", "trimmed", "clipped"]
 STRATEGIES: Final[tuple[StrategyName, ...]] = get_args(StrategyName)
@@ -237,6 +239,22 @@ def strategy_of(settings: SeriesSettings) -> Strategy:  # noqa: PLR0911 - a tabl
         case "clipped":
             assert settings.max_vote_norm is not None
             return norm_clipped(settings.max_vote_norm, rate)
+
+
+def rule_vectors_of(settings: SeriesSettings) -> tuple[str, ...]:
+    """The names of what the strategy keeps from round to round."""
+    return {"fedavgm": (MOMENTUM,), "fedadam": (MOMENTUM, SECOND_MOMENT)}.get(settings.strategy, ())
+
+
+def schedule_of(settings: SeriesSettings) -> Schedule:
+    """How the boards train, and the hub where it votes as well."""
+    return Schedule(
+        settings.epochs,
+        settings.batch_size,
+        settings.learning_rate,
+        settings.momentum,
+        settings.prox_mu,
+    )
 
 
 def guard_rules_of(settings: SeriesSettings) -> GuardRules:

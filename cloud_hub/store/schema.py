@@ -56,7 +56,7 @@ class CaseState(IntEnum):
 
 # Written out in the SQL: a partial index serves only a condition that the planner can see.
 PENDING: Final = literal(CaseState.PENDING.value, literal_execute=True)
-_NO: Final = false()
+NO: Final = false()
 
 meta = Table(
     "meta",
@@ -133,6 +133,7 @@ Index(
     postgresql_where=cases.c.state == PENDING,
 )
 Index("cases_device_id", cases.c.device, cases.c.id)
+Index("cases_use", cases.c.model, cases.c.use, cases.c.id)
 
 verdicts = Table(
     "verdicts",
@@ -198,8 +199,8 @@ updates = Table(
 Index(
     "updates_not_noted",
     updates.c.id,
-    sqlite_where=updates.c.noted == _NO,
-    postgresql_where=updates.c.noted == _NO,
+    sqlite_where=updates.c.noted == NO,
+    postgresql_where=updates.c.noted == NO,
 )
 
 series = Table(
@@ -277,7 +278,7 @@ round_members = Table(
     metadata,
     Column("round_id", String(64), ForeignKey("rounds.id"), primary_key=True),
     Column("device", String(64), primary_key=True),
-    # See `store.rounds.MemberState`.
+    # See `store.members.MemberState`.
     Column("state", String(16), nullable=False),
     # Why it does not count: a counter's name, and a line for people.
     Column("reason", String(32)),
@@ -317,6 +318,34 @@ standings = Table(
     # By `rounds.number`: the first that it may take part in again, and the last that it was asked in.
     Column("barred_until", BigInteger, nullable=False, default=0),
     Column("last_round", BigInteger, nullable=False, default=-1),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("id", _RowId, Identity(), primary_key=True),
+    Column("model", String(64), nullable=False),
+    # The bundle's id, and the digests of its parts.
+    Column("bundle", LargeBinary(32), nullable=False, unique=True),
+    Column("graph", LargeBinary(32), nullable=False),
+    Column("weights", LargeBinary(32), nullable=False),
+    # See `store.releases.ReleaseState`.
+    Column("state", String(16), nullable=False),
+    # The series of rounds that it was made by, null where boards took no part.
+    Column("series", _RowId, unique=True),
+    # JSON, see `candidates.outcome.Lineage` and `candidates.outcome.Figures`.
+    Column("lineage", Text, nullable=False),
+    Column("figures", Text, nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("created_by", String(128), nullable=False),
+)
+
+holdout_marks = Table(
+    "holdout_marks",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    # The highest id of a holdout case that a guard or a certificate may have looked at.
+    Column("looked_at", BigInteger, nullable=False),
 )
 
 counters = Table(

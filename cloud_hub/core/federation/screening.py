@@ -40,6 +40,8 @@ class Reason(Enum):
     SHAPE = "shape"
     DTYPE = "dtype"
     NOT_FINITE = "not_finite"
+    MALFORMED = "malformed"
+    """Bytes that are no delta of this model: found by whoever reads them, before they are screened."""
     NORM = "norm"
     """Longer than the round's bound."""
 

@@ -13,7 +13,15 @@ from typing import Final
 from cloud_hub.core.federation.screening import Reason, Rejected, Verdict
 
 FAULTS: Final = frozenset(
-    {Reason.EXAMPLES, Reason.KEYS, Reason.SHAPE, Reason.DTYPE, Reason.NOT_FINITE, Reason.NORM}
+    {
+        Reason.EXAMPLES,
+        Reason.KEYS,
+        Reason.SHAPE,
+        Reason.DTYPE,
+        Reason.NOT_FINITE,
+        Reason.MALFORMED,
+        Reason.NORM,
+    }
 )
 """What a sound device does not send. To be late, or to send twice after a restart, is no fault."""
 
