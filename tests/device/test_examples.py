@@ -2,10 +2,14 @@
 
 import random
 import sqlite3
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb
@@ -16,7 +20,7 @@ from edge_daemon import example_ledger
 from edge_daemon.config import TrainingConfig
 from edge_daemon.core.examples import ExampleDrop, LabelOutcome, Origin
 from edge_daemon.example_file import ROW_OVERHEAD_BYTES
-from edge_daemon.example_ledger import ExampleModel
+from edge_daemon.example_ledger import ExampleLedger, ExampleModel, Judged, Labelled
 from edge_daemon.example_store import MAX_SAMPLES_A_TURN, ExampleStore
 from edge_daemon.pipeline import Answer, Outcome, Sample
 from edge_daemon.recent import MAX_PER_SENSOR, OVERHEAD_BYTES, RecentSamples, Seen
@@ -425,6 +429,59 @@ class TestRestart:
         assert len(store.draw("m", 10)) == 0
         assert store.counts().dropped == {ExampleDrop.DAMAGED: 3}
         assert store.counts().of("m") == 0
+
+
+@st.composite
+def happenings(draw):
+    """What the store may see and hear, in any order: samples, verdicts and labels for a few numbers."""
+    number, label = st.integers(0, 30), st.integers(0, 2)
+    seen = st.builds(seen_of, number, label, st.booleans())
+    judged = st.builds(
+        lambda number, label, source, use, revision: Judged(
+            "m", verdict(number, label, source=source, use=use, revision=revision)
+        ),
+        *(number, label, st.sampled_from(Source), st.sampled_from(Use), st.integers(1, 3)),
+    )
+    labelled = st.builds(
+        lambda number, label: Labelled("pump", LABELS[label], answer_id(number), None), number, label
+    )
+    return draw(st.lists(st.lists(seen | judged | labelled, max_size=20), max_size=5))
+
+
+def seen_of(number, label, is_sent):
+    return Seen("m", "pump", answer_id(number), values(number), label, 0.95, is_sent)
+
+
+@settings(max_examples=40)
+@given(happenings())
+def test_whatever_happens_bounds_hold_every_row_is_accounted_for_and_a_restart_changes_nothing(groups):
+    def opened():
+        ledger = ExampleLedger(Path(folder) / "e.sqlite", {"m": MODEL}, max_examples=16, max_bytes=3000)
+        ledger.open()
+        return ledger
+
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = opened()
+        for group in groups:
+            ledger.write(group)
+            assert ledger.counts.of("m") <= 16
+            assert ledger.counts.size_bytes <= 3000
+        before = ledger.draw("m", 100, Origin.SELF)
+        counts = ledger.counts
+        ledger.close()
+        again = opened()
+        after = again.draw("m", 100, Origin.SELF)
+        for name in ("x", "labels", "origins", "probabilities", "confidence"):
+            assert np.array_equal(getattr(before, name), getattr(after, name), equal_nan=True)
+        assert (counts.rows, counts.pending, counts.size_bytes) == (
+            again.counts.rows,
+            again.counts.pending,
+            again.counts.size_bytes,
+        )
+        again.close()
+    assert ExampleDrop.DISK not in counts.dropped
+    held = sum(counts.rows.values()) + sum(counts.pending.values())
+    assert counts.stored == held + sum(counts.dropped.values())
 
 
 class TestTrouble:
