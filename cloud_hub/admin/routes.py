@@ -6,16 +6,18 @@ import io
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import numpy as np
 from aiohttp import web
 
 from cloud_hub.admin import documents as doc
+from cloud_hub.admin.answering import json_response, read_query
 from cloud_hub.admin.metrics import METRICS_TYPE, render_metrics, stats_document
 from cloud_hub.admin.openapi import openapi_document
 from cloud_hub.admin.problems import ProblemError
+from cloud_hub.admin.releases import RELEASE_ROUTES
 from cloud_hub.admin.route import JSON, TOKEN, Context, Route
 from cloud_hub.errors import HubError, ModelError, NotFoundError
 from cloud_hub.models import HubModel
@@ -28,20 +30,18 @@ from edge_cascade.tensors import decode_tensor
 
 NPY: Final = "application/octet-stream"
 
-QueryT = TypeVar("QueryT", bound=msgspec.Struct)
-
 
 async def _devices(hub: Context, request: web.Request) -> web.Response:
-    query = _query(request, doc.DeviceQuery)
+    query = read_query(request, doc.DeviceQuery)
     rows = await hub.store.database.run_async(
         lambda c: list_devices(c, after=query.cursor, limit=query.limit + 1)
     )
     page = [doc.device_document(row) for row in rows[: query.limit]]
-    return _json(doc.Devices(devices=page, next=page[-1].name if len(rows) > query.limit else None))
+    return json_response(doc.Devices(devices=page, next=page[-1].name if len(rows) > query.limit else None))
 
 
 async def _cases(hub: Context, request: web.Request) -> web.Response:
-    query = _query(request, doc.CaseQuery)
+    query = read_query(request, doc.CaseQuery)
     wanted = CaseFilter(
         device=query.device,
         model=query.model,
@@ -58,13 +58,13 @@ async def _cases(hub: Context, request: web.Request) -> web.Response:
         lambda c: find_cases(c, wanted, before=before, limit=query.limit + 1)
     )
     page = [doc.case_document(row, hub.models.get(row["model"])) for row in rows[: query.limit]]
-    return _json(doc.Cases(cases=page, next=str(page[-1].id) if len(rows) > query.limit else None))
+    return json_response(doc.Cases(cases=page, next=str(page[-1].id) if len(rows) > query.limit else None))
 
 
 async def _case(hub: Context, request: web.Request) -> web.Response:
     row, labels = await hub.store.database.run_async(lambda c: get_case(c, _case_id(request)))
     model = hub.models.get(row["model"])
-    return _json(
+    return json_response(
         doc.CaseDetail(
             case=doc.case_document(row, model), labels=[doc.label_document(one, model) for one in labels]
         )
@@ -125,12 +125,14 @@ async def _label(hub: Context, request: web.Request) -> web.Response:
         )
     )
     hub.on_labelled(row["device"])
-    return _json(doc.Labelled(case=case_id, label=label, label_name=model.labels[label], revision=revision))
+    return json_response(
+        doc.Labelled(case=case_id, label=label, label_name=model.labels[label], revision=revision)
+    )
 
 
 async def _stats(hub: Context, _: web.Request) -> web.Response:
     found = await hub.store.database.run_async(totals)
-    return _json(stats_document(found, hub.vitals()))
+    return json_response(stats_document(found, hub.vitals()))
 
 
 async def _metrics(hub: Context, _: web.Request) -> web.Response:
@@ -143,13 +145,13 @@ async def _metrics(hub: Context, _: web.Request) -> web.Response:
 
 
 async def _healthz(_: Context, __: web.Request) -> web.Response:
-    return _json(doc.Health(status="ok", problems=[]))
+    return json_response(doc.Health(status="ok", problems=[]))
 
 
 async def _readyz(hub: Context, _: web.Request) -> web.Response:
     problems = hub.problems()
     health = doc.Health(status="unready" if problems else "ok", problems=problems)
-    return _json(health, HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK)
+    return json_response(health, HTTPStatus.SERVICE_UNAVAILABLE if problems else HTTPStatus.OK)
 
 
 async def _openapi(_: Context, __: web.Request) -> web.Response:
@@ -177,6 +179,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "POST", "/v1/cases/{id}/label", _label, "label", "Say what a case shows; outranks the full model",
         "cases", doc.Labelled, body=doc.LabelRequest, path_parameters=("id",), errors=(400, 404, 409, 413),
     ),
+    *RELEASE_ROUTES,
     Route("GET", "/v1/stats", _stats, "read", "The hub in numbers", "fleet", doc.Stats),
     Route("GET", "/v1/openapi.json", _openapi, "read", "This document", "hub", None),
     Route("GET", "/healthz", _healthz, None, "Whether the process lives", "hub", doc.Health),
@@ -205,23 +208,6 @@ def _label_filter(models: Mapping[str, HubModel], query: doc.CaseQuery) -> int |
             HTTPStatus.BAD_REQUEST, "label by name needs `model`, and it must be one that this hub runs"
         )
     return model.label_index(query.label)
-
-
-def _query(request: web.Request, kind: type[QueryT]) -> QueryT:
-    given = request.query
-    for key in given:
-        if len(given.getall(key)) > 1:
-            raise ProblemError(
-                HTTPStatus.BAD_REQUEST, f"query parameter {key[:40]!r} is there more than once"
-            )
-    try:
-        return msgspec.convert(dict(given), kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, f"query: {str(error).replace('$.', '')}") from error
-
-
-def _json(document: msgspec.Struct, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
-    return web.Response(status=status.value, body=msgspec.json.encode(document), content_type=JSON)
 
 
 def status_of(error: HubError) -> HTTPStatus:

@@ -94,28 +94,7 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
     Raises:
         OSError: as it came (disk full, read-only); the old bundle is then still there.
     """
-    graph_files = {**graph.stage_files, GOLDEN_INPUTS: save_safetensors({STAGE_INPUT: graph.golden_inputs})}
-    if graph.train_step is not None:
-        graph_files[TRAIN_STEP] = graph.train_step
-    graph_manifest = msgspec.json.encode(
-        GraphManifest(
-            format=FORMAT,
-            model=graph.model,
-            version=graph.version,
-            labels=graph.labels,
-            input_shape=graph.input_shape,
-            preprocess=graph.preprocess,
-            window=graph.window,
-            wire=graph.wire,
-            stages=graph.stages,
-            full_model_sha256=graph.full_model_sha256,
-            bounds=graph.bounds,
-            min_daemon=graph.min_daemon,
-            files=_entries(graph_files),
-            train_step=None if graph.train_step is None else TRAIN_STEP,
-            head_parameters=graph.head_parameters,
-        )
-    )
+    graph_files, graph_manifest = _graph_files(graph)
     graph_sha256 = hashlib.sha256(graph_manifest).hexdigest()
     weights_files = {
         WEIGHTS_BLOB: save_safetensors(dict(weights.tensors)),
@@ -140,6 +119,37 @@ def write_bundle(directory: Path, graph: GraphPart, weights: WeightsPart) -> str
         },
     )
     return bundle_id_of(graph_sha256, hashlib.sha256(weights_manifest).hexdigest())
+
+
+def graph_digest(graph: GraphPart) -> str:
+    """The digest that a graph part will have."""
+    return hashlib.sha256(_graph_files(graph)[1]).hexdigest()
+
+
+def _graph_files(graph: GraphPart) -> tuple[dict[str, bytes], bytes]:
+    """The files of a graph part, and its manifest."""
+    files = {**graph.stage_files, GOLDEN_INPUTS: save_safetensors({STAGE_INPUT: graph.golden_inputs})}
+    if graph.train_step is not None:
+        files[TRAIN_STEP] = graph.train_step
+    return files, msgspec.json.encode(
+        GraphManifest(
+            format=FORMAT,
+            model=graph.model,
+            version=graph.version,
+            labels=graph.labels,
+            input_shape=graph.input_shape,
+            preprocess=graph.preprocess,
+            window=graph.window,
+            wire=graph.wire,
+            stages=graph.stages,
+            full_model_sha256=graph.full_model_sha256,
+            bounds=graph.bounds,
+            min_daemon=graph.min_daemon,
+            files=_entries(files),
+            train_step=None if graph.train_step is None else TRAIN_STEP,
+            head_parameters=graph.head_parameters,
+        )
+    )
 
 
 def recover_bundle(directory: Path) -> None:

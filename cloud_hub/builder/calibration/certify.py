@@ -152,6 +152,14 @@ def certify(ladders: Sequence[MeasuredLadder], targets: Targets, *, data_sha256:
     )
 
 
+def expected_uploads(
+    ladders: Sequence[MeasuredLadder], targets: Targets, *, samples: int
+) -> tuple[float, ...]:
+    """What the ladders that pay are expected to upload if so many samples test them, from D_opt alone."""
+    tested = Units(np.arange(samples), np.ones(samples))
+    return tuple(candidate.expected_upload for candidate in _paying(ladders, targets, tested))
+
+
 def _check(ladders: Sequence[MeasuredLadder], targets: Targets) -> None:
     if not ladders:
         raise ValueError("no ladders to certify")

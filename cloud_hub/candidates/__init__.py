@@ -1,0 +1,1 @@
+"""From new weights of a model to a draft release: judged, quantised anew, certified anew."""

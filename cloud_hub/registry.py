@@ -1,0 +1,140 @@
+"""Releases on disk and in the database: `releases/<bundle id>/bundle` in the state directory, then a row.
+
+The files are there, durably, before the row that names them. A process that dies in between leaves a folder
+without a row, which the same candidate takes over and nothing else ever reads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from sqlalchemy import RowMapping
+
+from cloud_hub.builder.write import write_bundle
+from cloud_hub.candidates.outcome import Candidate, Figures, Lineage
+from cloud_hub.errors import BuildError, StoreUnavailableError
+from cloud_hub.store.database import Database
+from cloud_hub.store.releases import ReleaseState, get_release, insert_release
+from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.durable import crash_point, sync_directory
+from edge_cascade.errors import BundleError
+
+RELEASES: Final = "releases"
+BUNDLE: Final = "bundle"
+
+_LOCK: Final = ".lock"
+_FRESH: Final = ".new"
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `releases`; digests are hexadecimal."""
+
+    id: int
+    model: str
+    bundle: str
+    graph: str
+    weights: str
+    state: str
+    lineage: Lineage
+    figures: Figures
+    created_at_ms: int
+    created_by: str
+
+
+def release_of(row: RowMapping) -> Release:
+    """A row as a value."""
+    return Release(
+        id=row["id"],
+        model=row["model"],
+        bundle=row["bundle"].hex(),
+        graph=row["graph"].hex(),
+        weights=row["weights"].hex(),
+        state=row["state"],
+        lineage=msgspec.json.decode(row["lineage"], type=Lineage),
+        figures=msgspec.json.decode(row["figures"], type=Figures),
+        created_at_ms=row["created_at_ms"],
+        created_by=row["created_by"],
+    )
+
+
+def release_directory(state_dir: Path, bundle_id: str) -> Path:
+    """Where a release's bundle lies."""
+    return state_dir / RELEASES / bundle_id / BUNDLE
+
+
+def register_draft(
+    database: Database,
+    state_dir: Path,
+    candidate: Candidate,
+    lineage: Lineage,
+    *,
+    created_by: str,
+    now_ms: int,
+) -> Release:
+    """Write a candidate's bundle, read it back as a board would, and register it as a draft.
+
+    A candidate that is registered already, or whose series is, gives the release that there is.
+
+    Raises:
+        StoreUnavailableError: disk full or database away; asking again may succeed.
+        BuildError: what was written is no bundle that a board would take.
+    """
+    bundle = _write(state_dir / RELEASES, candidate)
+    crash_point("hub.release-written")
+    values = {
+        "model": bundle.graph.model,
+        "bundle": bytes.fromhex(bundle.bundle_id),
+        "graph": bytes.fromhex(bundle.graph_sha256),
+        "weights": bytes.fromhex(bundle.weights_sha256),
+        "state": ReleaseState.DRAFT.value,
+        "series": lineage.series,
+        "lineage": msgspec.json.encode(lineage).decode(),
+        "figures": msgspec.json.encode(candidate.figures).decode(),
+        "created_at_ms": now_ms,
+        "created_by": created_by,
+    }
+    row = database.run(lambda c: get_release(c, insert_release(c, values)))
+    crash_point("hub.release-registered")
+    return release_of(row)
+
+
+def _write(releases: Path, candidate: Candidate) -> Bundle:
+    try:
+        with _held(releases):
+            fresh = releases / f"{_FRESH}.{os.getpid()}"
+            try:
+                bundle_id = write_bundle(fresh / BUNDLE, candidate.graph, candidate.weights)
+                bundle = load_bundle(fresh / BUNDLE)
+                place = releases / bundle_id
+                if not place.exists():
+                    fresh.rename(place)
+                    sync_directory(releases)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+    except BundleError as error:
+        raise BuildError(f"a board would refuse the candidate: {error}") from error
+    except OSError as error:
+        where = error.filename or releases
+        raise StoreUnavailableError(f"releases: {error.strerror or error} ({where})") from error
+    return bundle
+
+
+@contextmanager
+def _held(releases: Path) -> Iterator[None]:
+    """Alone in the directory, tidied up after whoever died there."""
+    releases.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(releases / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        for left in releases.glob(f"{_FRESH}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(descriptor)
