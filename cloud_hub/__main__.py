@@ -21,6 +21,7 @@ AREAS: Final = (
     "cloud_hub.identity.commands",
     "cloud_hub.builder.commands",
     "cloud_hub.builder.commands_report",
+    "cloud_hub.candidates.commands",
 )
 
 

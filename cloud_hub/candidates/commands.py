@@ -1,0 +1,262 @@
+"""`cloud-hub train` and `cloud-hub release list|show`: beside a hub at work, or with it stopped."""
+
+# ruff: noqa: T201 - what a command prints is its result
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from contextlib import redirect_stdout
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.progress import Progress
+
+from cloud_hub.config import add_config_argument, load_config
+from cloud_hub.errors import BuildError, CertificateError
+from cloud_hub.store.beside import open_beside
+from cloud_hub.store.database import Database
+from cloud_hub.store.releases import get_release, list_releases
+from cloud_hub.store.store import database_url
+
+if TYPE_CHECKING:
+    from cloud_hub.candidates.hub_training import Trained
+    from cloud_hub.candidates.outcome import Figures
+    from cloud_hub.registry import Release
+    from edge_cascade.policy import Certificate
+
+_TRAIN: Final = """\
+Fine-tune a model on the cases that boards have sent and that have a verdict, without any board: the baseline
+that rounds of federated averaging are compared with. Judged on the holdout like a round, quantised and
+certified anew, and registered as a draft.
+"""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the program's."""
+    train = subparsers.add_parser(
+        "train", help="fine-tune a model in the hub on uploaded cases", description=_TRAIN
+    )
+    train.add_argument("model", help="the model's name")
+    train.add_argument("--epochs", type=_count, default=10, metavar="N", help="default: 10")
+    train.add_argument("--batch-size", type=_count, default=32, metavar="N", help="default: 32")
+    train.add_argument("--learning-rate", type=_positive, default=0.01, metavar="RATE", help="default: 0.01")
+    train.add_argument("--momentum", type=_momentum, default=0.9, metavar="SHARE", help="default: 0.9")
+    train.add_argument(
+        "--prox-mu",
+        type=_not_negative,
+        default=0.0,
+        metavar="NUMBER",
+        help="pull towards the release in the fleet (default: 0)",
+    )
+    train.add_argument(
+        "--soft-share",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="of a target, the share of the full model's probabilities (default: 0)",
+    )
+    train.add_argument(
+        "--max-examples", type=_count, metavar="N", help="the newest are taken (default: 20000)"
+    )
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: 0)")
+    train.add_argument(
+        "--if-not-worse",
+        action="store_true",
+        help="register what is not worse than the release in the fleet, better or not",
+    )
+    train.set_defaults(run=_run_train)
+
+    release = subparsers.add_parser("release", help="the releases of the registry")
+    actions = release.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="show all, the newest first")
+    listing.add_argument("--model", help="only this model's")
+    listing.set_defaults(run=_list)
+    show = actions.add_parser("show", help="where one comes from and what was measured of it")
+    show.add_argument("id", type=_count, help="its number")
+    show.set_defaults(run=_show)
+
+    for command in (train, listing, show):
+        command.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+        add_config_argument(command)
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from cloud_hub.candidates.hub_training import HubTraining, train_in_hub
+    from cloud_hub.candidates.outcome import Refused, Waiting
+    from edge_cascade.training import Schedule
+
+    config = load_config(args.config)
+    training = HubTraining(
+        schedule=Schedule(args.epochs, args.batch_size, args.learning_rate, args.momentum, args.prox_mu),
+        soft_share=args.soft_share,
+        max_examples=args.max_examples,
+        seed=args.seed,
+        must_be_better=not args.if_not_worse,
+        threads=len(os.sched_getaffinity(0)),
+    )
+    console = Console(stderr=True)
+    # Whatever reports on the way, only the result goes to stdout.
+    with (
+        redirect_stdout(sys.stderr),
+        open_beside(config.state_dir, config.store.url) as store,
+        Progress(console=console, transient=True) as progress,
+    ):
+        task = progress.add_task("training", total=None)
+        trained = train_in_hub(
+            config,
+            store,
+            args.model,
+            training,
+            say=lambda line: console.print(line, markup=False, highlight=False),
+            on_batch=lambda done, total: progress.update(task, completed=done, total=total),
+            now_ms=time.time_ns() // 1_000_000,
+        )
+    match trained.outcome:
+        case Waiting() as waiting:
+            _print_no_release(args, trained, "waiting")
+            raise CertificateError(str(waiting))
+        case Refused(why):
+            _print_no_release(args, trained, "refused")
+            raise BuildError(why)
+        case release:
+            if args.json:
+                _print_json({"outcome": "draft", "release": release, "training": trained.figures})
+            else:
+                _print_release(release)
+    return 0
+
+
+def _print_no_release(args: argparse.Namespace, trained: Trained, outcome: str) -> None:
+    if args.json:
+        _print_json({"outcome": outcome, "why": str(trained.outcome), "training": trained.figures})
+
+
+def _list(args: argparse.Namespace) -> int:
+    from cloud_hub.registry import release_of
+
+    with _database(args) as database:
+        rows = database.run(lambda c: list_releases(c, model=args.model))
+    releases = [release_of(row) for row in rows]
+    if args.json:
+        _print_json(releases)
+        return 0
+    print(
+        f"{'id':<6}{'model':<20}{'state':<10}{'bundle':<14}{'trained':<11}{'accuracy':<18}{'upload':<16}created"
+    )
+    for each in releases:
+        guard, figures = each.figures.guard, each.figures
+        accuracy = f"{100 * guard.before:.1f} -> {100 * guard.after:.1f} %"
+        upload = f"{100 * figures.base_upload_share:.1f} -> {100 * figures.upload_share:.1f} %"
+        print(
+            f"{each.id:<6}{each.model:<20}{each.state:<10}{each.bundle[:12]:<14}{each.lineage.trained:<11}"
+            f"{accuracy:<18}{upload:<16}{_shown(each.created_at_ms)}"
+        )
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from cloud_hub.registry import release_of
+
+    with _database(args) as database:
+        release = release_of(database.run(lambda c: get_release(c, args.id)))
+    if args.json:
+        _print_json(release)
+    else:
+        _print_release(release)
+    return 0
+
+
+def _print_release(release: Release) -> None:
+    lineage, figures = release.lineage, release.figures
+    made = {
+        "series": lineage.series,
+        "rounds": lineage.rounds,
+        "strategy": lineage.strategy,
+        "examples": lineage.examples,
+        "schedule": lineage.schedule,
+    }
+    said = ", ".join(f"{name} {value}" for name, value in made.items() if value is not None)
+    size = f"weights only, {figures.weights_bytes:,} bytes"
+    if figures.whole_release:
+        size = (
+            f"whole release of {figures.graph_bytes + figures.weights_bytes:,} bytes: {figures.whole_release}"
+        )
+    lines = [
+        ("release", f"{release.id} of {release.model}, {release.state}"),
+        ("bundle", release.bundle),
+        ("parent", lineage.parent),
+        ("trained", f"{lineage.trained}: {said}"),
+        ("holdout", f"{figures.guard.says} ({figures.guard.samples} cases)"),
+        ("thresholds", f"chosen on {figures.thresholds_from}"),
+        *(("certificate", _certificate(each)) for each in figures.certificates),
+        *([] if figures.certificates else [("certificate", "none, as its parent")]),
+        ("upload", _upload(figures)),
+        ("size", size),
+        ("created", f"{_shown(release.created_at_ms)} by {release.created_by}"),
+    ]
+    for name, text in lines:
+        print(f"{name:<13}{text}")
+
+
+def _certificate(each: Certificate) -> str:
+    return (
+        f"{each.plan}: {each.kind} at most {100 * each.epsilon:g} % with confidence "
+        f"{100 * (1 - each.delta):g} %, on {each.samples} fresh cases"
+    )
+
+
+def _upload(figures: Figures) -> str:
+    return (
+        f"{100 * figures.upload_share:.1f} % expected with plan {figures.default_plan} "
+        f"({100 * figures.base_upload_share:.1f} % before)"
+    )
+
+
+def _print_json(value: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _database(args: argparse.Namespace) -> Database:
+    config = load_config(args.config)
+    return Database(database_url(config.state_dir, config.store.url))
+
+
+def _shown(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def _positive(text: str) -> float:
+    return _number(text, 1e-9, 1e3, "a number above 0, at most 1000")
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, 0.0, 1e3, "a number from 0 to 1000")
+
+
+def _momentum(text: str) -> float:
+    return _number(text, 0.0, 0.999, "a share from 0 to 0.999")
+
+
+def _share(text: str) -> float:
+    return _number(text, 0.0, 1.0, "a share from 0 to 1")
