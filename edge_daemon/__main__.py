@@ -78,6 +78,8 @@ def _check_config(options: argparse.Namespace) -> int:
         print(
             f"model {model.model}: bundle {model.bundle.hex()[:12]}, plan {model.plan}, point {model.point}"
         )
+    for name in daemon.learning_models():
+        print(f"model {name}: joins rounds that {config.training.hub_key} has signed")
     print(f"{options.config}: ok")
     return EXIT_OK
 

@@ -149,7 +149,7 @@ class TrainingConfig(Section, frozen=True):
     own_per_minute: Annotated[float, Meta(ge=0, le=6000)] = 60.0
     own_min_probability: Annotated[float, Meta(ge=0, le=1)] = 0.9
     labels_prefix: str = "labels"
-    hub_key: Filled | None = None
+    hub_key: str | None = None
     max_temperature_celsius: Annotated[float, Meta(gt=0, le=150)] = 75.0
     max_load: Annotated[float, Meta(ge=0, le=1)] = 0.5
     min_free_mb: Annotated[int, Meta(ge=0, le=2**20)] = 200

@@ -7,15 +7,25 @@ import os
 import random
 import re
 from concurrent.futures import Future
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 from edge_cascade.durable import write_durably
-from edge_cascade.messages import BOOT_BYTES, Case, Report, RunningModel, Verdict
+from edge_cascade.messages import (
+    BOOT_BYTES,
+    Case,
+    Report,
+    RoundOffer,
+    RunningModel,
+    TrainingBase,
+    Verdict,
+)
 from edge_daemon import __version__
 from edge_daemon.clock import SystemClock
 from edge_daemon.config import Config
+from edge_daemon.core.rounds import RoundLimits
 from edge_daemon.core.spooling import case_item, report_item
 from edge_daemon.example_ledger import ExampleModel
 from edge_daemon.example_store import ExampleStore
@@ -30,6 +40,10 @@ from edge_daemon.pipeline import Outcome, Pipeline
 from edge_daemon.ports import Clock
 from edge_daemon.results import Results
 from edge_daemon.spool import SqliteSpool
+from edge_daemon.training.follower import Follower
+from edge_daemon.training.inbox import Surroundings
+from edge_daemon.training.learner import CostLimits
+from edge_daemon.training.supervisor import ChildProcess
 from edge_daemon.uplink import MqttUplink
 
 log = logging.getLogger(__name__)
@@ -39,6 +53,7 @@ STUCK_S: Final = 10.0
 
 SPOOL_FILE: Final = "spool.sqlite"
 EXAMPLES_FILE: Final = "examples.sqlite"
+ROUNDS_DIRECTORY: Final = "training"
 CLIENT_SECRET_FILE: Final = "client-secret"  # noqa: S105 - a name
 
 
@@ -104,7 +119,9 @@ class Daemon:
                 client_id=f"{client_id}-uplink",
                 clock=self._clock,
                 daemon_version=__version__,
+                on_round=None if self.examples is None else self._hear_round,
             )
+        self.follower = self._make_follower()
         self._inference = InferenceThread(
             self._pipelines,
             self.queue,
@@ -128,6 +145,8 @@ class Daemon:
         if self.examples is not None:
             self.examples.open()
         self._inference.start()
+        if self.follower is not None:
+            self.follower.start()
         if self.uplink is not None:
             self.uplink.start()
         self._inlet.session.start()
@@ -139,6 +158,9 @@ class Daemon:
         """
         deadline_s = self._clock.monotonic_s() + self._config.device.drain_s
         self._inlet.pause()
+        if self.follower is not None:
+            # Frees the processor for what is still to be answered.
+            self.follower.stop()
         if not self._inference.stop(self._config.device.drain_s):
             log.warning("stopped with unanswered samples left=%d", len(self.queue))
         if self.uplink is not None:
@@ -193,6 +215,10 @@ class Daemon:
             )
             for name, pipeline in self._pipelines.items()
         ]
+
+    def learning_models(self) -> list[str]:
+        """The models that take part in rounds."""
+        return [] if self.follower is None else self.follower.models
 
     def count_outcome(self, pipeline: Pipeline, outcome: Outcome) -> None:
         """Count one sample (on the inference thread)."""
@@ -265,6 +291,38 @@ class Daemon:
             chance=random.Random(rng.random()).random,  # noqa: S311 - no secret
         )
 
+    def _make_follower(self) -> Follower | None:
+        if self.examples is None or self._spool is None or self.uplink is None:
+            return None
+        # Not at the top: boards that do not train need none of it.
+        from edge_daemon.training.readings import VitalsReader
+
+        training = self._config.training
+        return Follower(
+            self._config.device.id,
+            {name: pipeline.bundle for name, pipeline in self._pipelines.items()},
+            Path(self._config.device.state_dir) / ROUNDS_DIRECTORY,
+            Surroundings(
+                examples=self.examples,
+                spool=self._spool,
+                ask_for_base=self.uplink.ask_for_base,
+                read_vitals=VitalsReader(lambda: len(self.queue)).read,
+                launch=partial(ChildProcess, nice=training.nice),
+                metrics=self.metrics,
+                clock=self._clock,
+                boot=self.boot,
+                next_seq=self._next_seq,
+            ),
+            hub_key=training.key_bytes,
+            vitals=training.vitals_limits,
+            rounds=RoundLimits(training.max_passes),
+            costs=CostLimits(training.max_memory_mb * 2**20),
+        )
+
+    def _hear_round(self, message: RoundOffer | TrainingBase | None) -> None:
+        if self.follower is not None:
+            self.follower.hear(message)
+
     def _labels_for(self, examples: ExampleStore) -> LabelInlet:
         prefix = self._config.training.labels_prefix
         return LabelInlet(prefix, examples.label, self.metrics.malformed.add)
@@ -281,6 +339,12 @@ class Daemon:
             metrics.watch_uplink(self.uplink.counters)
         if self.examples is not None:
             metrics.watch_examples(self.examples.counts)
+        if self.follower is not None:
+            metrics.watch(
+                "rounds_damaged_files",
+                "Files of rounds found damaged and moved aside.",
+                self.follower.damaged_files,
+            )
         metrics.watch("queue_depth", "Samples that wait.", lambda: len(self.queue), is_total=False)
         metrics.watch(
             "results_unpublished", "Answers that no broker took.", lambda: self._results.unpublished

@@ -120,6 +120,17 @@ class Metrics:
         self.shed = Tally("shed", "Samples thrown away unanswered.", "reason")
         self.malformed = Tally("malformed", "Sensor messages that could not be read.", "source")
         self.verdicts = Tally("verdicts", "Verdicts passed on.", "model", "source")
+        self.rounds_offered = Tally("rounds_offered", "Offers of rounds that were believed.", "model")
+        self.rounds_declined = Tally(
+            "rounds_declined", "Offers not worked on, by reason; some are later.", "model", "reason"
+        )
+        self.rounds_joined = Tally("rounds_joined", "Trainings started.", "model")
+        self.rounds_completed = Tally("rounds_completed", "Updates that the hub has.", "model")
+        self.trainings_failed = Tally("trainings_failed", "Trainings that gave no update.", "model")
+        self.training_ms = Tally("training_ms", "Milliseconds spent on trainings that are done.", "model")
+        self.training_examples = Tally("training_examples", "Examples of trainings that are done.", "model")
+        self.update_bytes = Tally("update_bytes", "Bytes of the deltas given to the spool.", "model")
+        self.base_bytes = Tally("base_bytes", "Bytes of training bases received.", "model")
         self.latency = LatencyHistogram("latency_seconds", "From the sample's arrival to its answer.")
         self._spool: Callable[[], SpoolCounts] | None = None
         self._sources: list[Callable[[], Sequence[Reading]]] = []

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import psutil
 
 from edge_daemon.core.vitals import Vitals
 from edge_daemon.sensors import SYSFS, read_temperatures
+
+SHORTEST_TIME_S: Final = 0.5
+"""Of all cores together."""
 
 
 class VitalsReader:
@@ -40,8 +44,12 @@ class VitalsReader:
         # A child that has ended is in the last two.
         own_s = float(own.user + own.system + own.children_user + own.children_system)
         own_s += _cpu_seconds(child_pid)
-        before, self._before = self._before, (total_s, idle_s, own_s)
-        if before is None or total_s <= before[0]:
+        before = self._before
+        if before is not None and total_s - before[0] < SHORTEST_TIME_S:
+            # The kernel counts in hundredths of a second.
+            return None
+        self._before = (total_s, idle_s, own_s)
+        if before is None:
             return None
         passed_s, idle_s, own_s = total_s - before[0], idle_s - before[1], own_s - before[2]
         share = (passed_s - idle_s - own_s) / passed_s

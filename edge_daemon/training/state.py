@@ -75,6 +75,7 @@ class ModelState:
         self._graph = graph
         self.damaged = 0
         self.voted: tuple[str, ...] = ()
+        self._is_voted_saved = True
         self.pending: Pending | None = None
         self.base_digest: bytes | None = None
 
@@ -91,24 +92,23 @@ class ModelState:
         self.voted = () if voted is None else voted.rounds
         self.pending = self._read("pending", Pending)
         if self.pending is not None and self.pending.update.round_id not in self.voted:
-            self.voted = (*self.voted, self.pending.update.round_id)[-REMEMBERED_ROUNDS:]
+            self._add_vote(self.pending.update.round_id)
         base = self.base()
         self.base_digest = None if base is None else weights_digest(base)
 
-    def vote(self, update: ClientUpdate, residual: bytes | None) -> Pending:
+    def vote(self, update: ClientUpdate, residual: bytes | None) -> None:
         """Remember an update, and that its round has been voted in, before the spool hears of it.
 
         Raises:
-            OSError: when the disk does not take it; then nothing was remembered.
+            OSError: when the disk does not take it; `pending` says whether the update is remembered.
         """
         pending = Pending(self._graph, update, residual)
         self._write("pending", pending)
         # From here on the vote is known, whatever becomes of the next line: see `load`.
         self.pending = pending
         if update.round_id not in self.voted:
-            self.voted = (*self.voted, update.round_id)[-REMEMBERED_ROUNDS:]
-        self._write("voted", Voted(self.voted))
-        return pending
+            self._add_vote(update.round_id)
+        self._save_voted()
 
     def settle(self, *, delivered: bool) -> None:
         """The pending update has left the spool. What it left out counts only if the hub has it.
@@ -117,6 +117,8 @@ class ModelState:
             OSError: when the disk does not take it; the update is then still pending.
         """
         assert self.pending is not None
+        # Without the pending update, this alone knows of the vote.
+        self._save_voted()
         if delivered and self.pending.residual is not None:
             self._write("residual", KeptArrays(self.pending.graph, self.pending.residual))
         crash_point("device.round-residual-written")
@@ -159,6 +161,15 @@ class ModelState:
     def heads(self) -> bytes | None:
         """The private heads (safetensors)."""
         return self._kept("heads")
+
+    def _add_vote(self, round_id: str) -> None:
+        self.voted = (*self.voted, round_id)[-REMEMBERED_ROUNDS:]
+        self._is_voted_saved = False
+
+    def _save_voted(self) -> None:
+        if not self._is_voted_saved:
+            self._write("voted", Voted(self.voted))
+            self._is_voted_saved = True
 
     def _kept(self, name: str) -> bytes | None:
         kept = self._read(name, KeptArrays)

@@ -1,0 +1,432 @@
+"""The thread that follows rounds: hears of offers, does what `core.rounds` asks for. In no answer's way.
+
+It owns the learners' state and files. Others only put what they have heard into its inbox: the uplink (offers
+and bases), the spool (what became of an update), the child that trains (that it has ended). One model trains
+at a time. Whatever fails here is counted and said once; nothing of it reaches the answering of samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, assert_never
+
+from edge_cascade.bundle import Bundle
+from edge_cascade.burst import Burst
+from edge_cascade.durable import crash_point
+from edge_cascade.errors import ProtocolError
+from edge_cascade.messages import RoundOffer, RoundTerms, TrainingBase
+from edge_daemon.core.rounds import RoundLimits, RoundsState, next_due_s, next_state
+from edge_daemon.core.rounds_events import (
+    AppendUpdate,
+    BaseArrived,
+    BaseFailed,
+    Cleared,
+    Effect,
+    Event,
+    Note,
+    Offered,
+    Phase,
+    RequestBase,
+    StartTraining,
+    StopTraining,
+    Survey,
+    Surveyed,
+    Tick,
+    TrainingDone,
+    TrainingFailed,
+    UpdateNotStored,
+    UpdateSettled,
+    UpdateStored,
+)
+from edge_daemon.core.spooling import DropReason, update_item
+from edge_daemon.core.vitals import Vitals, VitalsLimits, decide_may_train
+from edge_daemon.training.inbox import (
+    Appended,
+    ChildEnded,
+    FromHub,
+    Gone,
+    Inbox,
+    RunningTraining,
+    Stop,
+    Surroundings,
+)
+from edge_daemon.training.learner import CostLimits, Finished, Learner
+from edge_daemon.training.offers import Refused, read_offer
+from edge_daemon.training.supervisor import outcome_of
+from edge_daemon.training.targets import least_origin
+
+log = logging.getLogger(__name__)
+
+LONGEST_SLEEP_S: Final = 60.0
+STOP_S: Final = 5.0
+MAX_WAITING: Final = 64
+"""What the hub sends beyond this many unread messages is forgotten: an offer comes again."""
+
+
+class Follower:
+    """Takes part in rounds; `start` and `stop` are called once each."""
+
+    def __init__(
+        self,
+        device: str,
+        bundles: Mapping[str, Bundle],
+        directory: Path,
+        around: Surroundings,
+        *,
+        hub_key: bytes,
+        vitals: VitalsLimits,
+        rounds: RoundLimits,
+        costs: CostLimits,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`bundles`: what runs, by model; `directory`: where rounds are kept."""
+        self._bundles = bundles
+        self._around = around
+        self._hub_key = hub_key
+        self._vitals = vitals
+        self._limits = rounds
+        self._costs = costs
+        # Spreads load, guards nothing.
+        self._rng = rng or random.Random()  # noqa: S311
+        self._learners = {
+            model: Learner(bundle, device, directory)
+            for model, bundle in bundles.items()
+            if bundle.train_step is not None
+        }
+        self._inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
+        self._waiting = threading.BoundedSemaphore(MAX_WAITING)
+        self._training: RunningTraining | None = None
+        self._trainings = 0
+        self._stopped: dict[int, Path] = {}
+        self._wanted_bases: dict[str, bytes] = {}
+        self._refusals = Burst()
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="rounds", daemon=True)
+
+    # --- any thread ----------------------------------------------------------------------------------------
+
+    @property
+    def models(self) -> list[str]:
+        """Those that can learn."""
+        return list(self._learners)
+
+    def start(self) -> None:
+        """Begin to follow; the spool is open by now."""
+        self._around.spool.on_update_gone(self._update_gone)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the training that runs, at once, and the thread."""
+        self._is_stopping = True
+        training = self._training
+        if training is not None:
+            training.running.kill()
+        self._inbox.put(Stop())
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
+
+    def hear(self, message: RoundOffer | TrainingBase | None) -> None:
+        """What came on down/round: an offer, a base, or None for an offer that was cleared."""
+        if isinstance(message, TrainingBase):
+            # Large, so that only one is taken for each request.
+            if self._wanted_bases.get(message.model) != message.training_base:
+                return
+            self._wanted_bases.pop(message.model, None)
+        if self._waiting.acquire(blocking=False):
+            self._inbox.put(FromHub(message))
+
+    def damaged_files(self) -> int:
+        """State files that were found damaged since the start."""
+        return sum(learner.damaged for learner in self._learners.values())
+
+    def _update_gone(self, boot: bytes, seq: int, reason: DropReason | None) -> None:
+        self._inbox.put(Gone(boot, seq, reason))
+
+    # --- the follower's thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._load()
+        while not self._is_stopping:
+            try:
+                self._hear(self._inbox.get(timeout=self._sleep_s()))
+            except queue.Empty:
+                for learner in self._learners.values():
+                    self._feed(learner, Tick())
+            except Exception:
+                # A defect in one round must not end all that follow.
+                log.exception("defect in the rounds")
+                self._begin_anew()
+        self._end_training()
+
+    def _load(self) -> None:
+        for learner in self._learners.values():
+            try:
+                learner.load()
+            except OSError as error:
+                log.warning("rounds of %s start without their files: %s", learner.model, error)
+            self._append_pending(learner)
+
+    def _begin_anew(self) -> None:
+        """Wait for the next offer, with what must not be forgotten."""
+        self._end_training()
+        for learner in self._learners.values():
+            before = learner.rounds
+            learner.rounds = RoundsState(voted=before.voted, failures=before.failures)
+
+    def _append_pending(self, learner: Learner) -> None:
+        """Give the spool once more what may never have reached it. What it has already it has once."""
+        if learner.pending is not None:
+            self._around.spool.append(update_item(learner.pending.update))
+
+    def _sleep_s(self) -> float:
+        due = [due_s for each in self._learners.values() if (due_s := next_due_s(each.rounds)) is not None]
+        if not due:
+            return LONGEST_SLEEP_S
+        return min(max(min(due) - self._around.clock.monotonic_s(), 0.0), LONGEST_SLEEP_S)
+
+    def _hear(self, heard: Inbox) -> None:
+        match heard:
+            case FromHub(message):
+                self._waiting.release()
+                self._receive(message)
+            case Gone():
+                self._settle(heard)
+            case Appended(model, problem):
+                self._appended(self._learners[model], problem)
+            case ChildEnded(number, code):
+                self._ended(number, code)
+            case Stop():
+                pass
+            case _:
+                assert_never(heard)
+
+    def _receive(self, message: RoundOffer | TrainingBase | None) -> None:
+        match message:
+            case None:
+                for learner in self._learners.values():
+                    self._feed(learner, Cleared())
+            case RoundOffer():
+                self._offered(message)
+            case TrainingBase():
+                self._base_came(message)
+            case _:
+                assert_never(message)
+
+    def _offered(self, offer: RoundOffer) -> None:
+        now_s = self._around.clock.monotonic_s()
+        terms = read_offer(offer, self._hub_key, self._bundles)
+        metrics = self._around.metrics
+        if isinstance(terms, Refused):
+            metrics.rounds_declined.add(terms.model, terms.why.value)
+            kept_back = self._refusals.note(now_s=now_s)
+            if kept_back is not None:
+                log.warning(
+                    "offer of a round refused reason=%s kept_back=%d: %s",
+                    terms.why.value,
+                    kept_back,
+                    terms.detail,
+                )
+            return
+        metrics.rounds_offered.add(terms.model)
+        learner = self._learners[terms.model]
+        if learner.pending is not None and learner.pending.update.round_id != terms.round_id:
+            # A damaged spool tells of nothing; this makes it tell in the end.
+            self._append_pending(learner)
+        # The load is that since the reading before.
+        self._read_vitals()
+        self._feed(learner, Offered(terms, offer.seconds_left))
+
+    def _base_came(self, message: TrainingBase) -> None:
+        learner = self._learners.get(message.model)
+        if learner is None or learner.rounds.phase is not Phase.FETCHING or learner.rounds.offer is None:
+            return
+        terms = learner.rounds.offer.terms
+        if message.training_base != terms.training_base:
+            # The answer to a request of an earlier round.
+            return
+        self._around.metrics.base_bytes.add(learner.model, n=sum(map(len, message.steps)))
+        try:
+            learner.take_base(message, terms)
+        except (ProtocolError, OSError) as error:
+            self._feed(learner, BaseFailed(str(error)))
+        else:
+            self._feed(learner, BaseArrived())
+
+    def _feed(self, learner: Learner, event: Event) -> None:
+        """One event, and all that follows from it."""
+        events = [event]
+        while events:
+            learner.rounds, effects = next_state(
+                learner.rounds,
+                events.pop(0),
+                now_s=self._around.clock.monotonic_s(),
+                limits=self._limits,
+                rng=self._rng,
+            )
+            for effect in effects:
+                events += self._do(learner, effect)
+
+    def _do(self, learner: Learner, effect: Effect) -> list[Event]:
+        match effect:
+            case Survey(terms):
+                return [self._survey(learner, terms)]
+            case RequestBase(terms, from_zeros):
+                self._wanted_bases[learner.model] = terms.training_base
+                self._around.ask_for_base(learner.request_for(terms, from_zeros=from_zeros))
+            case StartTraining():
+                return self._start_training(learner, effect)
+            case StopTraining(reason):
+                log.info("training stopped model=%s reason=%s", learner.model, reason)
+                self._end_training()
+            case AppendUpdate():
+                return self._append(learner)
+            case Note(why, detail):
+                self._around.metrics.rounds_declined.add(learner.model, why.value)
+                log.info("round not worked on model=%s reason=%s: %s", learner.model, why.value, detail)
+            case _:
+                assert_never(effect)
+        return []
+
+    # --- before training -----------------------------------------------------------------------------------
+
+    def _survey(self, learner: Learner, terms: RoundTerms) -> Surveyed:
+        examples = self._around.examples.counts().of(learner.model, least=least_origin(terms))
+        return Surveyed(examples, self._obstacle(learner), learner.has_base(terms))
+
+    def _obstacle(self, learner: Learner) -> str | None:
+        training = self._training
+        vitals = self._read_vitals()
+        if training is not None and training.learner is not learner:
+            return f"{training.learner.model} is being trained"
+        if training is None and learner.pending is not None:
+            return f"the update of round {learner.pending.update.round_id} has not left the spool"
+        return decide_may_train(vitals, self._vitals)
+
+    def _read_vitals(self) -> Vitals:
+        return self._around.read_vitals(None if self._training is None else self._training.running.pid)
+
+    def _start_training(self, learner: Learner, start: StartTraining) -> list[Event]:
+        assert self._training is None
+        now_s = self._around.clock.monotonic_s()
+        self._trainings += 1
+        number = self._trainings
+        try:
+            directory = learner.prepare(
+                start.terms,
+                self._around.examples,
+                start.max_examples,
+                seconds=start.ends_at_s - now_s,
+                costs=self._costs,
+            )
+            running = self._around.launch(directory, lambda code: self._inbox.put(ChildEnded(number, code)))
+        except (ProtocolError, OSError) as error:
+            return [self._failed(learner, str(error))]
+        self._training = RunningTraining(number, learner, start.terms, directory, running)
+        self._around.metrics.rounds_joined.add(learner.model)
+        log.info("training model=%s round=%s", learner.model, start.terms.round_id)
+        return []
+
+    # --- after training ------------------------------------------------------------------------------------
+
+    def _ended(self, number: int, code: int) -> None:
+        training = self._training
+        if training is None or training.number != number:
+            # One that was stopped.
+            self._remove(self._stopped.pop(number, None))
+            return
+        self._training = None
+        learner = training.learner
+        outcome = outcome_of(training.directory, code, training.terms)
+        self._remove(training.directory)
+        if isinstance(outcome, str):
+            self._feed(learner, self._failed(learner, outcome))
+            return
+        crash_point("device.round-trained")
+        metrics = self._around.metrics
+        metrics.training_ms.add(learner.model, n=round(outcome.seconds * 1000))
+        metrics.training_examples.add(learner.model, n=outcome.num_examples)
+        log.info(
+            "trained model=%s round=%s examples=%d loss=%.4g->%.4g seconds=%.1f%s",
+            learner.model,
+            training.terms.round_id,
+            outcome.num_examples,
+            outcome.first_loss,
+            outcome.last_loss,
+            outcome.seconds,
+            f" not permitted: {', '.join(outcome.refused)}" if outcome.refused else "",
+        )
+        learner.finished = Finished(training.terms, outcome)
+        self._feed(learner, TrainingDone())
+
+    def _failed(self, learner: Learner, reason: str) -> TrainingFailed:
+        self._around.metrics.trainings_failed.add(learner.model)
+        log.warning("training failed model=%s: %s", learner.model, reason)
+        return TrainingFailed(reason)
+
+    def _end_training(self) -> None:
+        training, self._training = self._training, None
+        if training is not None:
+            training.running.kill()
+            self._stopped[training.number] = training.directory
+
+    @staticmethod
+    def _remove(directory: Path | None) -> None:
+        # What is left, the next start removes.
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _append(self, learner: Learner) -> list[Event]:
+        try:
+            update = learner.make_update(self._around.boot, self._around.next_seq)
+        except OSError as error:
+            log.warning("update not kept model=%s: %s", learner.model, error)
+            return [UpdateNotStored()]
+        stored = self._around.spool.append(update_item(update))
+        model = learner.model
+
+        def tell() -> None:
+            error = stored.exception()
+            self._inbox.put(Appended(model, None if error is None else str(error)))
+
+        stored.add_done_callback(lambda _: tell())
+        return []
+
+    def _appended(self, learner: Learner, problem: str | None) -> None:
+        if problem is not None:
+            log.warning("update not stored model=%s: %s", learner.model, problem)
+            self._feed(learner, UpdateNotStored())
+            return
+        crash_point("device.round-after-append")
+        if learner.finished is not None:
+            self._around.metrics.update_bytes.add(learner.model, n=len(learner.finished.result.delta))
+            learner.finished = None
+        self._feed(learner, UpdateStored())
+
+    def _settle(self, settled: Gone) -> None:
+        for learner in self._learners.values():
+            pending = learner.pending
+            if pending is None or not pending.is_named(settled.boot, settled.seq):
+                continue
+            is_delivered = settled.reason is None
+            try:
+                learner.settle(delivered=is_delivered)
+            except OSError as error:
+                # Still pending: with the next offer, or start, the spool is given it again.
+                log.warning("what became of an update is not kept model=%s: %s", learner.model, error)
+                return
+            if is_delivered:
+                self._around.metrics.rounds_completed.add(learner.model)
+            else:
+                log.warning(
+                    "update not delivered model=%s round=%s reason=%s",
+                    learner.model,
+                    pending.update.round_id,
+                    settled.reason,
+                )
+            self._feed(learner, UpdateSettled())
