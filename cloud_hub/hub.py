@@ -1,8 +1,8 @@
 """The hub put together: the only place that names every part.
 
-Threads: the store's one connection; ingest; the full model; the outbox; MQTT's network thread; and the event
-loop with REST, signals and the watchdog. They hand over by queues and by what is committed, never by shared
-state.
+Threads: the store's one connection; ingest; the full model; the outbox; the coordinator of rounds; MQTT's
+network thread; and the event loop with REST, signals and the watchdog. They hand over by queues and by what
+is committed, never by shared state.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import logging
 import secrets
 import signal
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.service import Service
 from cloud_hub.config import Config
 from cloud_hub.errors import ConfigError
+from cloud_hub.federation.coordinator import Coordinator
+from cloud_hub.federation.keys import private_key
+from cloud_hub.federation.ports import CandidateOutcome, HubVote, Lineage
 from cloud_hub.full_model import FullModelWorker
 from cloud_hub.ingest import Ingest
 from cloud_hub.models import HubModel, load_model, shapes_of
@@ -26,6 +30,11 @@ from cloud_hub.store.store import Store
 from edge_cascade.mqtt import BrokerConfigError, Incoming, MqttSession
 from edge_cascade.sdnotify import notify, watchdog_interval_s
 from edge_cascade.topics import UP, fleet_filter
+from edge_cascade.training import Schedule
+from edge_cascade.weights import Weights
+
+if TYPE_CHECKING:
+    from cloud_hub.candidates.series import SeriesCandidates
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,7 @@ class Hub:
 
     def __init__(self, config: Config, models: Mapping[str, HubModel]) -> None:
         self._config = config
+        self._models = models
         prefix = config.hub.prefix
         shapes = shapes_of(models)
         self.store = Store(config.state_dir, url=config.store.url)
@@ -69,6 +79,15 @@ class Hub:
             on_up=self._greet,
         )
         self.outbox = Outbox(self.store.database, self._session.publish, prefix=prefix)
+        self.coordinator = Coordinator(
+            self.store,
+            self._session.publish,
+            models,
+            prefix=prefix,
+            private_key=lambda: private_key(config.state_dir),
+            make_candidate=self._make_candidate,
+            train_hub=self._train_hub,
+        )
         self.full_model = FullModelWorker(self.store, models, on_answered=self.outbox.hint)
         reader = Reader(
             prefix,
@@ -82,7 +101,9 @@ class Hub:
             self._session.publish,
             prefix=prefix,
             on_cases=self.full_model.wake,
-            on_online=self.outbox.hint,
+            on_online=self._came_online,
+            on_updates=self.coordinator.wake,
+            on_base_request=self.coordinator.ask_for_base,
         )
         self.service = Service(
             self.store,
@@ -90,12 +111,18 @@ class Hub:
             vitals=self.vitals,
             problems=self.problems,
             on_labelled=lambda device: self.outbox.hint([device]),
+            on_series=self.coordinator.wake,
         )
         self.http_port = 0
 
     def _greet(self) -> None:
         # Goes out behind the subscriptions on the same connection: whoever answers is heard.
         self.outbox.greet()
+        self.coordinator.connected()
+
+    def _came_online(self, devices: frozenset[str]) -> None:
+        self.outbox.hint(devices)
+        self.coordinator.came_online(devices)
 
     async def start(self) -> None:
         """Open the store, start every part. The broker may be away: the session waits for it.
@@ -109,6 +136,7 @@ class Hub:
             self.http_port = await self.service.start(self._config.http.host, self._config.http.port)
             self.full_model.start()
             self.outbox.start()
+            self.coordinator.start()
             self.ingest.start()
             try:
                 self._session.start()
@@ -150,6 +178,7 @@ class Hub:
                 ("ingest", self.ingest),
                 ("full-model", self.full_model),
                 ("outbox", self.outbox),
+                ("coordinator", self.coordinator),
             )
             if not part.is_alive
         ]
@@ -158,11 +187,37 @@ class Hub:
     def _receive(self, incoming: Incoming) -> None:
         self.ingest.offer(incoming)
 
+    def _make_candidate(
+        self, series_id: int, model: str, base_digest: bytes, weights: Weights, lineage: Lineage
+    ) -> CandidateOutcome:
+        return self._candidates().make(series_id, model, base_digest, weights, lineage)
+
+    def _train_hub(
+        self,
+        model: str,
+        base: Weights,
+        schedule: Schedule,
+        *,
+        max_examples: int,
+        soft_share: float,
+        seed: int,
+    ) -> HubVote | None:
+        return self._candidates().train(
+            model, base, schedule, max_examples=max_examples, soft_share=soft_share, seed=seed
+        )
+
+    def _candidates(self) -> SeriesCandidates:
+        # Only a hub whose rounds came so far pays for the builder's memory.
+        from cloud_hub.candidates.series import SeriesCandidates
+
+        return SeriesCandidates(self.store, self._config.state_dir, self._models)
+
     def _stop_threads(self) -> None:
         drain_s = self._config.hub.drain_s
         self.ingest.stop(drain_s)
         self.full_model.stop(drain_s)
         self.outbox.stop(drain_s)
+        self.coordinator.stop(drain_s)
         self._session.stop()
         self.store.close()
 

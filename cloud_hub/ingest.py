@@ -22,7 +22,7 @@ from cloud_hub.reading import Reader
 from cloud_hub.store.store import Store
 from edge_cascade.burst import Burst
 from edge_cascade.codec import encode
-from edge_cascade.messages import BOOT_BYTES, Acks, Refusal, Rejection
+from edge_cascade.messages import BOOT_BYTES, Acks, BaseRequest, Refusal, Rejection
 from edge_cascade.mqtt import Incoming
 from edge_cascade.topics import down_topic
 
@@ -74,6 +74,8 @@ class Ingest:
         intake: Intake | None = None,
         on_cases: Callable[[], None] = lambda: None,
         on_online: Callable[[frozenset[str]], None] = lambda _: None,
+        on_updates: Callable[[], None] = lambda: None,
+        on_base_request: Callable[[BaseRequest], None] = lambda _: None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._store = store
@@ -83,6 +85,8 @@ class Ingest:
         self._intake = Intake() if intake is None else intake
         self._on_cases = on_cases
         self._on_online = on_online
+        self._on_updates = on_updates
+        self._on_base_request = on_base_request
         self._clock_ms = clock_ms
         # The kinds are counters' names: few, and chosen by us.
         self._bursts: defaultdict[str, Burst] = defaultdict(Burst)
@@ -162,8 +166,13 @@ class Ingest:
             self.latencies.add(now_s - arrived_s)
         if any(delivery.cases for delivery in group):
             self._on_cases()
+        if any(delivery.update is not None for delivery in group):
+            self._on_updates()
         if committed.came_online:
             self._on_online(committed.came_online)
+        for delivery in group:
+            if delivery.base_request is not None:
+                self._on_base_request(delivery.base_request)
 
     def _commit(self, group: list[Delivery]) -> Committed | None:
         """Commit, however long it takes; None only when the hub stops first."""
@@ -222,6 +231,7 @@ def _strip(delivery: Delivery, why: str) -> None:
     delivery.rejected.clear()
     delivery.update = delivery.report = delivery.status = None
     delivery.receipts = ()
+    delivery.base_request = None
     delivery.refused = why
     delivery.counts.clear()
     delivery.counts["malformed/store"] += 1

@@ -11,12 +11,28 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from cloud_hub.core.admission import RejectedError, Shape, admit_batch, admit_update, check_text
+from cloud_hub.core.admission import (
+    RejectedError,
+    Shape,
+    admit_base_request,
+    admit_batch,
+    admit_update,
+    check_text,
+)
 from cloud_hub.core.delivery import Delivery, NewReport, NewStatus
 from cloud_hub.intake import Taken
 from edge_cascade.codec import Reassembler, decode, frame_digest
 from edge_cascade.errors import ProtocolError, TooLargeError
-from edge_cascade.messages import CaseBatch, Chunk, ClientUpdate, Message, Receipts, Report, Status
+from edge_cascade.messages import (
+    BaseRequest,
+    CaseBatch,
+    Chunk,
+    ClientUpdate,
+    Message,
+    Receipts,
+    Report,
+    Status,
+)
 from edge_cascade.topics import Topic, parse_topic
 
 MAX_FRAME_BYTES: Final = 16 * 2**20
@@ -150,6 +166,9 @@ class Reader:
                     message.daemon_version,
                     tuple(message.models),
                 )
+            case BaseRequest():
+                _check_sender(topic, message.device)
+                delivery.base_request = admit_base_request(message)
             case Receipts():
                 delivery.receipts = tuple(message.receipts)
             case _:

@@ -22,13 +22,16 @@ TOKEN: Final = web.RequestKey("token", TokenInfo)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The parts of the hub that handlers ask. `on_labelled` is told whose case a person has labelled."""
+    """The parts of the hub that handlers ask. `on_labelled` is told whose case a person has labelled,
+    `on_series` that a series was started or is to end.
+    """
 
     store: Store
     models: Mapping[str, HubModel]
     vitals: Callable[[], Vitals]
     problems: Callable[[], list[str]]
     on_labelled: Callable[[str], None]
+    on_series: Callable[[], None]
 
 
 Handler = Callable[[Context, web.Request], Awaitable[web.Response]]

@@ -44,8 +44,9 @@ class Service:
         vitals: Callable[[], Vitals],
         problems: Callable[[], list[str]],
         on_labelled: Callable[[str], None],
+        on_series: Callable[[], None] = lambda: None,
     ) -> None:
-        self._context = Context(store, models, vitals, problems, on_labelled)
+        self._context = Context(store, models, vitals, problems, on_labelled, on_series)
         self._failures = FailureLimit()
         self._runner: web.AppRunner | None = None
 

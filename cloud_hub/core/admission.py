@@ -11,7 +11,7 @@ from cloud_hub.core.delivery import Delivery, NewCase, NewUpdate
 from cloud_hub.core.holdout import decide_use
 from edge_cascade.errors import ProtocolError
 from edge_cascade.gate import Exit, select_most_reliable
-from edge_cascade.messages import Case, CaseBatch, ClientUpdate, Reason, unpack_exits
+from edge_cascade.messages import BaseRequest, Case, CaseBatch, ClientUpdate, Reason, unpack_exits
 from edge_cascade.tensors import decode_tensor
 
 # What a bundle's manifest may call a model: a name outside it will never be a known model.
@@ -106,6 +106,16 @@ def admit_update(update: ClientUpdate) -> NewUpdate:
         encoding=update.encoding,
         delta=update.delta,
     )
+
+
+def admit_base_request(request: BaseRequest) -> BaseRequest:
+    """The request, if it names a possible model.
+
+    Raises:
+        RejectedError: when it does not.
+    """
+    _check_model_name(request.model)
+    return request
 
 
 def device_label(exits: tuple[Exit, ...], case: Case) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from edge_cascade.messages import Reason, Receipt, RunningModel, Use
+from edge_cascade.messages import BaseRequest, Reason, Receipt, RunningModel, Use
 
 ItemId = tuple[str, bytes, int]
 """Device, boot, seq: what a device's spool knows an item by."""
@@ -101,6 +101,8 @@ class Delivery:
     report: NewReport | None = None
     status: NewStatus | None = None
     receipts: tuple[Receipt, ...] = ()
+    base_request: BaseRequest | None = None
+    """Not kept: its board asks again until it has an answer."""
     counts: Counter[str] = field(default_factory=Counter)
 
 

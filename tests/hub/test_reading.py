@@ -11,7 +11,17 @@ from cloud_hub.core.delivery import Delivery
 from cloud_hub.intake import Intake, Taken
 from cloud_hub.reading import FleetReassembler, Reader
 from edge_cascade.codec import MAGIC, VERSION, encode, frame_digest, split_frame
-from edge_cascade.messages import Acks, Chunk, ClientUpdate, Kind, Receipt, Receipts, Report, Status
+from edge_cascade.messages import (
+    Acks,
+    BaseRequest,
+    Chunk,
+    ClientUpdate,
+    Kind,
+    Receipt,
+    Receipts,
+    Report,
+    Status,
+)
 from edge_cascade.tensors import deflate_bytes
 from tests.hub.fleet import BOOT, a_batch, a_case
 
@@ -110,9 +120,17 @@ def test_a_foreign_device_in_the_payload_is_refused_on_every_kind():
         Report("press-2", BOOT, 1, 2, {}),
         ClientUpdate("press-2", BOOT, 1, "pump", "r", bytes(32), 1, "int8", b"d"),
         Status("press-2", True, BOOT, "1"),
+        BaseRequest("press-2", "pump", bytes(32), bytes(32)),
     ]
     for message in messages:
         assert refused_as(encode(message), "device", "edge/v1/press-1/up/status").device == "press-1"
+
+
+def test_a_request_for_a_training_base_is_passed_on_and_a_name_that_no_model_has_is_refused():
+    request = BaseRequest("press-1", "pump", bytes(32), bytes(32))
+    delivery = read(encode(request), "edge/v1/press-1/up/telemetry")
+    assert (delivery.base_request, delivery.refused) == (request, None)
+    refused_as(encode(BaseRequest("press-1", "p\0", bytes(32), bytes(32))), "name")
 
 
 def test_what_only_the_hub_says_is_refused_from_a_device():
