@@ -270,3 +270,80 @@ def test_a_sound_plan_passes():
 def test_a_plan_that_contradicts_itself_is_refused(plan, message):
     with pytest.raises(BundleError, match=message):
         check_plan(plan, stages=2)
+
+
+# --- the train step ----------------------------------------------------------------------------------------
+
+
+def test_the_train_step_moves_what_the_fp32_stages_run_on(tiny_bundle):
+    step, parameters = tiny_bundle.train_step, tiny_bundle.parameters()
+    assert {name: array.shape for name, array in parameters.items()} == dict(step.shapes)
+    assert set(tiny_bundle.graph.head_parameters) < parameters.keys()
+    fp32 = [
+        stage.weights for (_, precision), stage in tiny_bundle.stage_models.items() if precision == "fp32"
+    ]
+    assert all(any(np.array_equal(w.get(name), array) for w in fp32) for name, array in parameters.items())
+
+
+def test_a_bundle_without_a_train_step_serves_and_learns_nothing(bundle_dir):
+    (bundle_dir / "graph" / "train_step.onnx").unlink()
+
+    def change(manifest):
+        del manifest["files"]["train_step.onnx"]
+        manifest.update(train_step=None, head_parameters=[])
+
+    rewrite_graph(bundle_dir, change)
+    bundle = load_bundle(bundle_dir)
+    assert (bundle.train_step, bundle.parameters()) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_step": "other.onnx"}, "train step 'other.onnx' is not in the graph part"),
+        ({"train_step": "stage0.fp32.onnx"}, r"stage0.fp32.onnx: is no train step: 0 parameters"),
+        ({"head_parameters": ["nobody"]}, "head parameter 'nobody' is not one of its parameters"),
+    ],
+)
+def test_a_train_step_that_is_none_is_refused(bundle_dir, change, message):
+    rewrite_graph(bundle_dir, lambda manifest: manifest.update(change))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle_dir)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda graph: graph.input.pop(), "odd inputs"),
+        (lambda graph: graph.output.pop(), "odd outputs"),
+        (lambda graph: setattr(graph.input[0], "name", "y"), "odd inputs"),
+        (lambda graph: _set_dim(graph, "targets", 1, 9), r"targets is .*, expected \(n, \(4,\)\)"),
+        (lambda graph: _set_dim(graph, "exit0.dense0.bias", 0, 5), "is not of the shape of its parameter"),
+    ],
+)
+def test_a_train_step_of_another_network_is_refused(bundle_dir, spoil, message):
+    onnx = pytest.importorskip("onnx")
+    path = bundle_dir / "graph" / "train_step.onnx"
+    model = onnx.load(path)
+    spoil(model.graph)
+    content = model.SerializeToString()
+    path.write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    rewrite_graph(bundle_dir, lambda manifest: manifest["files"].update({"train_step.onnx": entry}))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(bundle_dir)
+
+
+def test_a_train_step_whose_parameter_no_stage_has_is_refused(bundle_dir):
+    def drop_a_bias(tensors):
+        bias = tensors.pop("fp32/exit0.dense0.bias")
+        tensors["fp32/exit0.dense0.bias"] = bias.astype(np.float64)
+
+    rewrite_weights(bundle_dir, drop_a_bias)
+    with pytest.raises(BundleError, match=r"exit0\.dense0\.bias"):
+        load_bundle(bundle_dir)
+
+
+def _set_dim(graph, name, axis, size):
+    value = next(value for value in graph.input if value.name == name)
+    value.type.tensor_type.shape.dim[axis].dim_value = size
