@@ -473,6 +473,9 @@ class SwapMachine(RuleBasedStateMachine):
             assert self.ended[end.attempt] == end
         self.board.state = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=SwapState)
         self.todo += effects
+        for effect in effects:
+            if isinstance(effect, Download | RunTrial):
+                assert not self.bars_for(effect.bundle)
 
     def bars_for(self, bundle):
         bar = self.board.state.bars.get(bundle)
@@ -487,7 +490,6 @@ class SwapMachine(RuleBasedStateMachine):
             case CheckSpace():
                 self.feed(SpaceChecked(attempt, 1000))
             case Download():
-                assert not self.bars_for(effect.bundle)
                 self.board.disk.add(effect.bundle)
                 self.feed(Downloaded(attempt))
             case Verify():
@@ -504,8 +506,6 @@ class SwapMachine(RuleBasedStateMachine):
                 self.gave_up = True
 
     def serve(self, bundle, fault):
-        if self.board.state.attempt is not None and bundle == self.board.state.attempt.bundle:
-            assert not self.bars_for(bundle)
         if fault is Failure.LOAD or bundle not in self.board.disk:
             self.feed(NotServing(bundle))
         elif fault is Failure.CRASH:
@@ -525,6 +525,15 @@ class SwapMachine(RuleBasedStateMachine):
     @rule()
     def something_is_carried_out(self):
         self.carry_out(self.todo.pop(0))
+
+    @precondition(lambda self: self.todo)
+    @rule()
+    def everything_is_carried_out(self):
+        for _ in range(100):
+            if not self.todo:
+                return
+            self.carry_out(self.todo.pop(0))
+        raise AssertionError(f"it never comes to rest: {self.board.state}")
 
     @precondition(lambda self: len(self.todo) > 1)
     @rule(data=st.data())
