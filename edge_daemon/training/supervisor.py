@@ -67,7 +67,9 @@ class ChildProcess:
                 env=_environment(),
                 cwd=directory,
                 close_fds=True,
-                start_new_session=True,
+                # A group of its own, so that Ctrl-C ends the daemon alone; no session of its own: with the
+                # kernel's autogroups (sched(7)) niceness only counts within a session.
+                process_group=0,
             )
         threading.Thread(target=self._wait, name="training-child", daemon=True).start()
 

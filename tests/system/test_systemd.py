@@ -54,6 +54,7 @@ def copy_of(tmp_path):
         ("edge-daemon", ("tls",)),
         ("cloud-hub", ("tls",)),
         ("edge-daemon", ("gpu",)),
+        ("edge-daemon", ("training",)),
     ],
 )
 def test_systemd_finds_nothing_wrong_with_a_unit(analyze, copy_of, unit, drop_ins):
