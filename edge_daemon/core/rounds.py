@@ -57,6 +57,8 @@ TRAININGS_A_ROUND: Final = 2
 BAD_BASES_A_ROUND: Final = 3
 OFFER_SPREAD_S: Final = 2.0
 """Every board of a cohort hears the offer at once; they must not ask at once."""
+LONGEST_OFFER_S: Final = 7 * 86400.0
+"""The time left is not signed: nobody can make a board train for longer than this."""
 LOOK_AGAIN_S: Final = 10.0
 LONGEST_RECHECK_S: Final = 60.0
 SHORTEST_RECHECK_S: Final = 0.5
@@ -173,7 +175,7 @@ def _take_up(
     state: RoundsState, offered: Offered, now_s: float, limits: RoundLimits, rng: random.Random
 ) -> tuple[RoundsState, list[Effect]]:
     terms = offered.terms
-    offer = Offer(terms, now_s + offered.seconds_left)
+    offer = Offer(terms, now_s + min(offered.seconds_left, LONGEST_OFFER_S))
     if state.offer is not None and state.offer.terms == terms:
         # The same one, as it comes with every connection.
         return replace(state, offer=offer), []

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edge_daemon.core.rounds import (
     BAD_BASES_A_ROUND,
     BASE_PATIENCE_S,
+    LONGEST_OFFER_S,
     LOOK_AGAIN_S,
     OFFER_SPREAD_S,
     REMEMBERED_FAILURES,
@@ -135,6 +136,12 @@ def test_an_offer_without_time_left_is_none():
     course = Course()
     assert course.feed(Offered(terms(), 0.0)) == []
     assert course.state.offer is None
+
+
+def test_no_offer_stands_longer_than_a_week():
+    course = Course()
+    course.feed(Offered(terms(), float(2**63)))
+    assert course.state.offer.ends_at_s == 100.0 + LONGEST_OFFER_S
 
 
 def test_the_base_is_asked_for_again_with_growing_waits():
