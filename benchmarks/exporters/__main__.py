@@ -121,8 +121,13 @@ def _torch_files(architecture: Architecture, folder: Path) -> tuple[int, dict[Pa
     for exporter in TORCH_EXPORTERS:
         for batch in Batch:
             path = folder / f"{exporter}-{batch.name.lower()}.onnx"
-            export_torch(model, architecture.shape, path, exporter, batch)
-            files[path] = try_file(architecture.name, exporter, batch, path, original)
+            try:
+                export_torch(model, architecture.shape, path, exporter, batch)
+            except RuntimeError as error:
+                reason = f"torch does not export it: {str(error).strip().splitlines()[0]}"
+                files[path] = Tried(architecture.name, exporter, batch, refused=reason)
+            else:
+                files[path] = try_file(architecture.name, exporter, batch, path, original)
     return sum(each.numel() for each in model.parameters()), files
 
 

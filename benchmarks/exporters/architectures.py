@@ -55,16 +55,16 @@ ZOO: Final = tuple(
         ("wrn_cifar", "wrn16_10_cifar10"),
         ("mobilenet", "mobilenet_wd4"),
         ("mobilenetv2", "mobilenetv2_wd4"),
-        ("mobilenetv3", "mobilenetv3_small_wd4"),
+        ("mobilenetv3", "mobilenetv3_small_w3d4"),
         ("shufflenet", "shufflenet_g3_wd4"),
         ("shufflenetv2", "shufflenetv2_wd2"),
         ("squeezenet", "squeezenet_v1_1"),
         ("ghostnet", "ghostnet"),
         ("regnet", "regnetx002"),
+        ("regnet", "regnety002"),
         ("efficientnet", "efficientnet_b0"),
         ("efficientnet", "efficientnet_b0b"),
         ("mnasnet", "mnasnet_small"),
-        ("vgg", "bn_vgg11"),
     )
 )
 

@@ -5,8 +5,10 @@ Imports torch, onnxscript, scikit-learn and skl2onnx only when called: none of t
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -39,7 +41,11 @@ TORCH_EXPORTERS: Final = (Exporter.TORCHSCRIPT, Exporter.DYNAMO)
 
 
 def export_torch(model: Any, shape: Shape, path: Path, exporter: Exporter, batch: Batch) -> Path:
-    """The file of a module in inference mode."""
+    """The file of a module in inference mode.
+
+    Raises:
+        RuntimeError: where the exporter itself fails.
+    """
     import torch
 
     is_dynamo = exporter is Exporter.DYNAMO
@@ -49,10 +55,23 @@ def export_torch(model: Any, shape: Shape, path: Path, exporter: Exporter, batch
         more = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
     elif batch is Batch.FREE:
         more = {"input_names": ["in"], "dynamic_axes": {"in": {0: "batch"}}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         torch.onnx.export(model, (given,), path, dynamo=is_dynamo, verbose=False, **more)
     return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters warn and log of: the packages that they miss, the paths that tracing fixes."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def answers_of(model: Any, x: Floats) -> Floats:
@@ -107,8 +126,7 @@ def export_estimator(estimator: Estimator, path: Path) -> Path:
     from skl2onnx import to_onnx
 
     x, y = noise_for_estimators(estimator.classes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         estimator.model.fit(x, y)
         path.write_bytes(to_onnx(estimator.model, x[:1]).SerializeToString())
     return path
