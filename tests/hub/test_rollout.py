@@ -486,7 +486,8 @@ class RolloutMachine(RuleBasedStateMachine):
         self.sampling = {}
         self.mark = None
         self.seen = {device.name for device in FLEET}
-        self.widest = -1
+        self.passed = False
+        self.well_s = None
 
     @initialize(online=st.lists(st.booleans(), min_size=10, max_size=10))
     def it_begins(self, online):
@@ -501,14 +502,26 @@ class RolloutMachine(RuleBasedStateMachine):
         state, effects = next_state(before, event, now_s=self.now_s)
         self.state = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=RolloutState)
         self.todo += effects
+        if event == Judged(PASS):
+            self.passed = True
+        if event == HealthJudged(WELL):
+            self.well_s = self.now_s
         assert self.state.wave in {before.wave, before.wave + 1}
-        if self.state.wave > before.wave:
-            assert not waits_for(msgspec.structs.replace(self.state, **{
-                name: getattr(before, name) for name in ("wave", "quality_passed", "healthy_s", "health_said")
-            }, enough_s=before.enough_s if before.enough_s is not None else self.now_s), now_s=self.now_s)  # fmt: skip
+        if self.state.wave > before.wave >= 0 or self.state.phase is Phase.DONE is not before.phase:
+            self.check_that_everything_was_there(before)
+            self.passed, self.well_s = False, None
         if before.phase is Phase.HALTED:
             assert self.state.phase is Phase.HALTED
             assert not any(isinstance(effect, Offer) for effect in effects)
+
+    def check_that_everything_was_there(self, before):
+        assert before.phase in {Phase.RUNNING, Phase.PAUSED}
+        enough_s = self.now_s if before.enough_s is None else before.enough_s
+        soaked_s = enough_s + WAVES[before.wave].soak_s
+        assert self.passed
+        assert self.well_s is not None
+        assert soaked_s <= self.well_s <= self.now_s
+        assert before.wave + 1 != 2 or 2 in self.state.approved
 
     def carry_out(self):
         match self.todo.pop(0):
@@ -571,6 +584,16 @@ class RolloutMachine(RuleBasedStateMachine):
     def something_rare_happens(self, event, often):
         if not often:
             self.feed(event)
+
+    @rule()
+    def a_wave_goes_well(self):
+        self.everything_is_carried_out()
+        for name, member in list(self.state.members.items()):
+            if member.is_offered and member.online_since_s is not None:
+                self.feed(Reported(name, "new", True))
+        self.feed(Judged(PASS))
+        self.now_s += 350.0
+        self.feed(HealthJudged(WELL))
 
     @invariant()
     def once_all_is_done_every_device_should_run_what_the_state_says(self):
