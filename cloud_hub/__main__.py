@@ -22,6 +22,7 @@ AREAS: Final = (
     "cloud_hub.builder.commands",
     "cloud_hub.builder.commands_report",
     "cloud_hub.candidates.commands",
+    "cloud_hub.federation.commands",
 )
 
 

@@ -257,6 +257,13 @@ def documented_default(field):
     return str(field.default).lower()
 
 
+def without_text(kind):
+    """A type without the description around it."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return msgspec.inspect.UnionType(tuple(without_text(one) for one in kind.types))
+    return kind.type if isinstance(kind, msgspec.inspect.Metadata) else kind
+
+
 def bounds_of(kind):
     kinds = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
     for one in kinds:
@@ -265,7 +272,7 @@ def bounds_of(kind):
             if bound is not None:
                 yield f"{int(bound) if float(bound).is_integer() else bound}"
         if getattr(one, "lt", None) is not None:
-            yield str(one.lt - 1)
+            yield str(one.lt - 1) if isinstance(one, msgspec.inspect.IntType) else f"{one.lt:g}"
         if isinstance(one, msgspec.inspect.LiteralType):
             yield from map(str, one.values)
 
@@ -292,6 +299,20 @@ class TestConfiguration:
             assert meaning, key
             for bound in bounds_of(field.type):
                 assert is_named(bound, allowed), f"{key}: {bound} in {allowed!r}"
+
+    def test_every_setting_of_a_series_stands_with_its_default_and_bounds(self):
+        from cloud_hub.federation.settings import SeriesSettings
+
+        text = (DOCS / "federation.md").read_text(encoding="utf-8")
+        table = {
+            row[0].strip("`"): row for row in rows(section(text, "Settings of a series")) if row[0] != "key"
+        }
+        fields = {field.encode_name: field for field in msgspec.inspect.type_info(SeriesSettings).fields}
+        assert list(table) == list(fields)
+        for key, field in fields.items():
+            assert table[key][1] == documented_default(field), key
+            for bound in bounds_of(without_text(field.type)):
+                assert is_named(bound, table[key][2]), f"{key}: {bound} in {table[key][2]!r}"
 
     def test_the_complete_files_load_and_set_every_key_to_its_default(self, tmp_path):
         edge = load_example(tmp_path, "edge.toml", lambda path: edge_config.load_config(path, {}))
@@ -371,18 +392,26 @@ class TestMetrics:
 
         agreement = doc.Agreement(same=1, different=0, share=1.0)
         model = doc.ModelStats(
-            cases={"audit": 1}, verdicts={"model": 1}, failed=1, audits=agreement, escalations=agreement
+            cases={"audit": 1},
+            verdicts={"model": 1},
+            failed=1,
+            audits=agreement,
+            escalations=agreement,
+            rounds={"committed": 1},
         )
         numbers = {
             field.name: 1
             for field in msgspec.structs.fields(doc.Stats)
-            if field.name not in {"models", "rejected", "malformed", "acks_latency"}
+            if field.type != dict[str, int] and field.name not in {"models", "acks_latency"}
         }
         stats = doc.Stats(
             **numbers,
             models={"x": model},
             rejected={"shape": 1},
             malformed={"frame": 1},
+            votes={"counted": 1},
+            base_requests={"served": 1},
+            round_bytes={"up": 1},
             acks_latency=doc.Latency(p50_ms=1.0, p99_ms=2.0),
         )
         vitals = Vitals(True, 0, 0, (0.001, 0.002), 0, True)

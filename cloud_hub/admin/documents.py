@@ -196,13 +196,14 @@ class Agreement(Document, frozen=True):
 
 
 class ModelStats(Document, frozen=True):
-    """What was counted of one model. `audits` are those that the gate had accepted."""
+    """What was counted of one model. `audits` are those that the gate had accepted; `rounds` by outcome."""
 
     cases: dict[str, int]
     verdicts: dict[str, int]
     failed: Number
     audits: Agreement
     escalations: Agreement
+    rounds: dict[str, int]
 
 
 class Latency(Document, frozen=True):
@@ -213,7 +214,11 @@ class Latency(Document, frozen=True):
 
 
 class Stats(Document, frozen=True):
-    """The hub in numbers, since its store was made."""
+    """The hub in numbers, since its store was made.
+
+    `votes`: client updates by what became of them; `base_requests` by how they ended; `round_bytes` up
+    (deltas) and down (offers and training bases).
+    """
 
     devices: Number
     devices_online: Number
@@ -224,6 +229,9 @@ class Stats(Document, frozen=True):
     tensor_bytes: Number
     duplicates: Number
     updates: Number
+    votes: dict[str, int]
+    base_requests: dict[str, int]
+    round_bytes: dict[str, int]
     rejected: dict[str, int]
     malformed: dict[str, int]
     not_taken: Number

@@ -33,7 +33,9 @@ class Vitals:
 def stats_document(totals: Totals, vitals: Vitals) -> Stats:
     """What /v1/stats says."""
     counters = totals.counters
-    models = sorted({name.split("/")[1] for name in counters if name.startswith(("cases/", "verdicts/"))})
+    models = sorted(
+        {name.split("/")[1] for name in counters if name.startswith(("cases/", "verdicts/", "rounds/"))}
+    )
     latency = vitals.acks_latency_s
     return Stats(
         devices=totals.devices,
@@ -45,6 +47,9 @@ def stats_document(totals: Totals, vitals: Vitals) -> Stats:
         tensor_bytes=counters.get("tensor_bytes", 0),
         duplicates=counters.get("duplicates", 0),
         updates=counters.get("updates", 0),
+        votes=_below(counters, "votes/"),
+        base_requests=_below(counters, "base_requests/"),
+        round_bytes=_below(counters, "round_bytes/"),
         rejected=_below(counters, "rejected/"),
         malformed=_below(counters, "malformed/"),
         not_taken=vitals.not_taken,
@@ -74,9 +79,16 @@ class _Snapshot(Collector):
         yield self._by_model(
             "failed_cases", "Cases that the full model cannot answer", "kind", lambda one: {"any": one.failed}
         )
-        for kind, found in (("malformed_frames", stats.malformed), ("rejected_cases", stats.rejected)):
+        yield self._by_model("rounds", "Rounds that ended, by outcome", "outcome", lambda one: one.rounds)
+        for kind, label, found in (
+            ("malformed_frames", "reason", stats.malformed),
+            ("rejected_cases", "reason", stats.rejected),
+            ("votes", "outcome", stats.votes),
+            ("base_requests", "outcome", stats.base_requests),
+            ("round_bytes", "direction", stats.round_bytes),
+        ):
             family = CounterMetricFamily(
-                f"hub_{kind}", f"{kind.replace('_', ' ')}, by reason", labels=["reason"]
+                f"hub_{kind}", f"{kind.replace('_', ' ')}, by {label}", labels=[label]
             )
             for reason, value in found.items():
                 family.add_metric([reason], value)
@@ -129,6 +141,7 @@ def _model_stats(counters: dict[str, int], model: str) -> ModelStats:
         failed=counters.get(f"failures/{model}", 0),
         audits=_agreement(counters, f"agreement/{model}/audit/"),
         escalations=_agreement(counters, f"agreement/{model}/escalation/"),
+        rounds=_below(counters, f"rounds/{model}/"),
     )
 
 

@@ -98,7 +98,9 @@ def _responses(route: Route) -> dict[str, Any]:
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+    """An `id` is a number, any other name a text."""
+    schema: dict[str, Any] = {"type": "integer", "minimum": 1} if name == "id" else {"type": "string"}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _query_parameters(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:

@@ -142,9 +142,6 @@ class RoundRun:
         """Let the machine hear an event; `writes` belong to it."""
         state, effects = next_round(self.state, event, now_s=self._parts.clock_s())
         self.enter(state, effects, *writes)
-        match event:
-            case heard.Committed():
-                crash_point("hub.round-committed")
 
     def enter(self, state: RoundState, effects: Iterable[Effect], *writes: Write) -> None:
         """Store a state with what belongs to it, then carry out what it asks for."""
@@ -410,3 +407,5 @@ def _pass_crash_points(before: Phase, after: Phase) -> None:
         crash_point("hub.round-aggregated")
     if before is Phase.JUDGING and after is not before:
         crash_point("hub.round-judged")
+    if after is Phase.COMMITTED and before is not after:
+        crash_point("hub.round-committed")

@@ -95,6 +95,8 @@ class SeriesRun:
         state, effects = next_series(self._machine, event)
         self._parts.store.database.run(lambda c: self._save(c, state, writes))
         self._machine = state
+        if isinstance(event, CandidateMade):
+            crash_point("hub.candidate-made")
         for effect in effects:
             self._carry_out(effect)
 
@@ -219,7 +221,6 @@ class SeriesRun:
         match outcome:
             case Registered(release):
                 self.hear(CandidateMade(), lambda c: save_series(c, self.id, release=release))
-                crash_point("hub.candidate-made")
             case Waiting(reason):
                 self._wait(effect, CANDIDATE_AGAIN_S, f"the candidate waits: {reason}")
             case Declined(reason):

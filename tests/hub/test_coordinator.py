@@ -17,7 +17,7 @@ from cloud_hub.store.rounds import get_series, list_rounds
 from cloud_hub.store.store import Store
 from edge_cascade.deltas import encode_delta
 from edge_cascade.weights import climb_chain
-from tests.hub.rounds_fleet import World, a_learner, fill_holdout
+from tests.hub.rounds_fleet import QUICK, World, a_learner, fill_holdout
 
 
 @pytest.fixture(scope="session")
@@ -311,6 +311,66 @@ def test_a_hub_that_starts_again_goes_on_where_the_store_says(world, when):
     (row,) = rounds_of(world)
     assert (row["outcome"], msgspec.json.decode(row["state"])["counted"]) == ("committed", 5)
     assert series_of(world)["phase"] == "failed"  # no maker of candidates here
+    assert world.broker.offered == set()
+
+
+POINTS = [
+    "hub.round-opened",
+    "hub.round-offered",
+    "hub.round-closing",
+    "hub.round-aggregated",
+    "hub.round-judged",
+    "hub.round-committed",
+    "hub.candidate-made",
+]
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("outcome", ["committed", "rolled_back"])
+def test_killed_at_any_point_of_a_round_it_ends_as_it_would_have_and_nothing_counts_twice(
+    store, learner, monkeypatch, point, outcome
+):
+    made = []
+    passed = []
+
+    def make(series_id, *_):
+        made.append(series_id)
+        return Registered("9")
+
+    def crash(name):
+        passed.append(name)
+        if name == point and passed.count(name) == 1:
+            raise KilledError
+
+    for module in ("round_run", "series_run"):
+        monkeypatch.setattr(f"cloud_hub.federation.{module}.crash_point", crash)
+    world = World(store, learner, make_candidate=make)
+    scale = 1e-4 if outcome == "committed" else 3.0
+    wanted = settings_of(QUICK | {"min_holdout": 50, "max_failures": 0})
+    store.database.run(lambda c: start_series(c, learner.bundle, wanted, created_by="ann", now_ms=1))
+    kills = 0
+    for _ in range(8):
+        try:
+            world.turn()
+        except KilledError:
+            kills += 1
+            world.broker.retained.clear()
+            world.a_hub()
+            world.hub.connected()
+        for board in world.asked():
+            board.answer(scale=scale)
+    (row,) = rounds_of(world)
+    assert (row["outcome"], msgspec.json.decode(row["state"])["counted"]) == (outcome, 5)
+    assert counter(world, "votes/counted") == 5
+    assert counter(world, f"rounds/tiny/{outcome}") == 1
+    assert series_of(world)["phase"] == ("made" if outcome == "committed" else "failed")
+    assert made == ([1] if outcome == "committed" else [])
+    is_passed = outcome == "committed" or point not in {"hub.round-committed", "hub.candidate-made"}
+    assert kills == is_passed
     assert world.broker.offered == set()
 
 

@@ -32,17 +32,19 @@ Answer = namedtuple("Answer", "status type body headers")
 class Api:
     """A running service, and a client that checks every answer against the document."""
 
-    def __init__(self, store):
+    def __init__(self, store, models=None):
         self.store = store
+        self.woken = 0
         self.found_problems = []
         self.labelled = []
         vitals = Vitals(True, 0, 3, (0.004, 0.02), 5, True)
         self.service = Service(
             store,
-            {"pump": a_model()},
+            models or {"pump": a_model()},
             vitals=lambda: vitals,
             problems=lambda: self.found_problems,
             on_labelled=self.labelled.append,
+            on_series=self._wake,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -56,6 +58,9 @@ class Api:
         }
         self.document = None
         self.document = json.loads(self.ask("/v1/openapi.json").body)
+
+    def _wake(self):
+        self.woken += 1
 
     def call(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
@@ -298,6 +303,7 @@ def test_stats_count_what_happened(api):
         "failed": 0,
         "audits": {"same": 1, "different": 0, "share": 1.0},
         "escalations": {"same": 0, "different": 2, "share": 0.0},
+        "rounds": {},
     }
     assert (stats["pending"], stats["unconfirmed_verdicts"], stats["devices_online"]) == (1, 3, 1)
     assert stats["acks_latency"] == {"p50_ms": 4.0, "p99_ms": 20.0}
