@@ -256,7 +256,7 @@ def test_every_strategy_can_be_had_and_its_terms_are_ones_that_boards_take(strat
     settings = settings_of({"strategy": strategy, "prox_mu": 0.01, "max_vote_norm": 1.0})
     strategy_of(settings)
     terms = terms_of(settings, "m", "r", graph=bytes(32), base=bytes(32), base_bytes=8)
-    assert (terms.learning_rate_ppm, terms.prox_mu_ppm, terms.momentum_ppm) == (10_000, 10_000, 900_000)
+    assert (terms.learning_rate_ppm, terms.prox_mu_ppm, terms.momentum_ppm) == (1_000, 10_000, 900_000)
     encode_terms(terms)
 
 
