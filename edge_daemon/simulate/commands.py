@@ -24,9 +24,13 @@ from edge_daemon.simulate.brokers import available_broker
 
 if TYPE_CHECKING:
     from edge_daemon.simulate.fleet import Progress
+    from edge_daemon.simulate.learning import LearningReport
     from edge_daemon.simulate.ledger import SimulationReport
 
 REFRESH_S: Final = 0.2
+
+_HEADINGS: Final = ("sent", "answered", "to the hub", "verdicts", "in the spools", "hub's broker", "rounds")
+_ROUND_HEADINGS: Final = ("round", "asked", "votes", "bytes up", "bytes down", "holdout", "outcome")
 
 
 def simulate(arguments: Sequence[str]) -> int:
@@ -36,7 +40,7 @@ def simulate(arguments: Sequence[str]) -> int:
         EdgeError: for what is missing or does not start.
     """
     options = _parser().parse_args(arguments)
-    missing = [name for name in ("sqlalchemy", "cryptography") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("sqlalchemy", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
         raise SimulationError("--simulate runs a hub: install edge-daemon[hub]")
     from edge_daemon.simulate.fleet import Fleet, Scenario
@@ -56,6 +60,7 @@ def simulate(arguments: Sequence[str]) -> int:
         options.seed,
         options.drift,
         options.outage,
+        options.rounds,
     )
     with tempfile.TemporaryDirectory(prefix="edge-daemon-") as directory:
         fleet = Fleet(scenario, kind, Path(directory))
@@ -96,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="take the hub's broker away for so long",
     )
+    parser.add_argument(
+        "--rounds",
+        type=_whole,
+        default=0,
+        metavar="N",
+        help="after half of the samples, N rounds of federated averaging from verdicts alone",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     return parser
 
@@ -113,7 +125,15 @@ class _Watcher:
             return
         self._drawn_s = now_s
         table = Table(box=None, pad_edge=False)
-        for heading in ("sent", "answered", "to the hub", "verdicts", "in the spools", "hub's broker"):
+        for heading in (
+            "sent",
+            "answered",
+            "to the hub",
+            "verdicts",
+            "in the spools",
+            "hub's broker",
+            "rounds",
+        ):
             table.add_column(heading, justify="right")
         table.add_row(
             f"{progress.sent}/{progress.total}",
@@ -122,15 +142,13 @@ class _Watcher:
             str(progress.verdicts),
             str(progress.spooled),
             "[red]away[/]" if progress.hub_away else "up",
+            progress.rounds,
         )
         self._live.update(table, refresh=True)
 
 
 def _print_report(console: Console, report: SimulationReport) -> None:
     total = max(report.samples, 1)
-    saved = 1.0 - report.bytes_up / max(report.bytes_cloud_only, 1)
-    points = (report.accuracy.cascade - report.accuracy.cloud) * 100
-    compared = f"{abs(points):.2f} points {'below' if points < 0 else 'above'} the full model"
     by_exit = ", ".join(
         f"exit {name}: {count / total:.1%}" for name, count in report.answered_by_exit.items()
     )
@@ -158,10 +176,7 @@ def _print_report(console: Console, report: SimulationReport) -> None:
                 f"full model on everything {report.accuracy.cloud:.2%}"
             ),
         ),
-        (
-            "bytes up",
-            (f"{report.bytes_up:,} instead of {report.bytes_cloud_only:,}: {saved:.1%} saved, {compared}"),
-        ),
+        ("bytes up", f"{report.bytes_up:,} {_compared(report)}"),
         ("bytes down", f"{report.bytes_down:,}"),
         ("answer latency", f"p50 {report.latency_us.p50:,.0f} us, p99 {report.latency_us.p99:,.0f} us"),
         (
@@ -180,6 +195,65 @@ def _print_report(console: Console, report: SimulationReport) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    if report.learning is not None:
+        _print_learning(console, report.learning)
+
+
+def _compared(report: SimulationReport) -> str:
+    """Bytes and accuracy beside sending everything."""
+    if report.learning is not None:
+        return "with audits raised so far that a holdout comes together within minutes"
+    saved = 1.0 - report.bytes_up / max(report.bytes_cloud_only, 1)
+    points = (report.accuracy.cascade - report.accuracy.cloud) * 100
+    return (
+        f"instead of {report.bytes_cloud_only:,}: {saved:.1%} saved, "
+        f"{abs(points):.2f} points {'below' if points < 0 else 'above'} the full model"
+    )
+
+
+def _print_learning(console: Console, learning: LearningReport) -> None:
+    table = Table(title="rounds: learned from verdicts alone", title_justify="left")
+    for heading in _ROUND_HEADINGS:
+        table.add_column(heading, justify="left" if heading == "outcome" else "right")
+    for each in learning.rounds:
+        table.add_row(
+            str(each.number),
+            str(each.asked),
+            str(each.counted),
+            f"{each.bytes_up:,}",
+            f"{each.bytes_down:,}",
+            f"{_percent(each.before)} -> {_percent(each.after)}",
+            each.phase.replace("_", " "),
+        )
+    console.print(table)
+    for each in learning.rounds:
+        if each.why and each.phase != "committed":
+            console.print(f"round {each.number}: {each.why}", markup=False)
+    before, after = learning.before, learning.after
+    exits = [" / ".join(map(_percent, each)) for each in (learning.exits_before, learning.exits_after)]
+    rows = [("exits alone, fp32", f"{exits[0]}  ->  {exits[1]}")]
+    if after is None:
+        rows.append(("draft", f"none: {learning.why or learning.phase}"))
+    else:
+        rows.append(("draft", f"bundle {str(learning.draft)[:12]}, certified"))
+        rows += [
+            ("board at once", f"{_percent(before.edge)}  ->  {_percent(after.edge)}"),
+            ("unsure", f"{_percent(before.upload_share)}  ->  {_percent(after.upload_share)}"),
+            ("with verdicts", f"{_percent(before.cascade)}  ->  {_percent(after.cascade)}"),
+            ("avoidable errors", f"{_percent(before.loss)}  ->  {_percent(after.loss)}"),
+        ]
+    worth = Table(
+        title=f"before and after, on {learning.fresh_samples:,} samples that nobody has seen",
+        title_justify="left",
+        show_header=False,
+    )
+    for row in rows:
+        worth.add_row(*row)
+    console.print(worth)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _whole(text: str) -> int:

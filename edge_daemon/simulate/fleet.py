@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -25,7 +25,7 @@ from edge_cascade.messages import Case, CaseBatch, Reason
 from edge_cascade.mqtt import Incoming, MqttSession
 from edge_cascade.preprocess import normalise
 from edge_cascade.shipped import find_bundle, shipped_model_dir
-from edge_cascade.tensors import decode_tensor, encode_tensor
+from edge_cascade.tensors import decode_tensor, encode_tensor, through_wire
 from edge_cascade.topics import DEFAULT_PREFIX, up_topic
 from edge_daemon.config import (
     AuditConfig,
@@ -37,11 +37,13 @@ from edge_daemon.config import (
     ModelConfig,
     ResultsConfig,
     SourceConfig,
+    TrainingConfig,
 )
 from edge_daemon.daemon import Daemon
 from edge_daemon.errors import SimulationError
 from edge_daemon.simulate.brokers import BrokerKind, SiteBroker
 from edge_daemon.simulate.hub import SimulatedHub
+from edge_daemon.simulate.learning import Fresh, LearningReport, learning_report, round_view
 from edge_daemon.simulate.ledger import (
     AnswerView,
     Keeping,
@@ -58,10 +60,28 @@ from edge_daemon.simulate.sensors import Labelled, open_source
 SETTLE_S: Final = 60.0
 FULL_BATCH: Final = 256
 
+# With rounds: enough audits that a holdout comes together within minutes. A fleet at work takes its time.
+LEARNING_AUDITS: Final = 0.5
+HOLDOUT_SHARE: Final = 0.5
+ROUND_SETTINGS: Final[Mapping[str, object]] = {
+    "quorum": 0.75,
+    "grace_s": 2.0,
+    "deadline_s": 60.0,
+    "batch_size": 16,
+    "min_examples": 8,
+    "min_holdout": 50,
+}
+ROUND_PATIENCE_S: Final = 120.0
+DRAFT_PATIENCE_S: Final = 60.0
+POLL_S: Final = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What to simulate; `samples` and `rate_hz` are per device, the outage comes after a third of the run."""
+    """What to simulate; `samples` and `rate_hz` are per device, the outage comes after a third of the run.
+
+    With `rounds` the fleet learns after half of the samples; the other half gives the draft its certificate.
+    """
 
     model: str
     devices: int
@@ -70,6 +90,7 @@ class Scenario:
     seed: int
     drift: float
     outage_s: float
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +104,7 @@ class Progress:
     verdicts: int
     spooled: int
     hub_away: bool
+    rounds: str = ""
 
 
 class Fleet:
@@ -95,7 +117,9 @@ class Fleet:
         self._names = [f"board-{number:03d}" for number in range(scenario.devices)]
         self._bundle = load_bundle(find_bundle(scenario.model))
         self._site = SiteBroker(kind, directory / "site")
-        self._hub = SimulatedHub(kind, directory / "hub", scenario.model)
+        share = HOLDOUT_SHARE if scenario.rounds else None
+        self._hub = SimulatedHub(kind, directory / "hub", scenario.model, holdout_share=share)
+        self._full: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
         self._ledger = Ledger()
         self._lock = Lock()
         self._encoded: dict[tuple[str, str], bytes] = {}
@@ -113,9 +137,19 @@ class Fleet:
         started_s = time.monotonic()
         try:
             self._start()
-            self._send_all(watch)
+            sources = self._open_sources()
+            if self._scenario.rounds:
+                half = self._scenario.samples // 2
+                self._send_all(sources, range(half), watch)
+                self._settle(watch)
+                series = self._run_rounds(watch)
+                self._send_all(sources, range(half, self._scenario.samples), watch)
+                self._settle(watch)
+                self._wait_for_draft(series, watch)
+                return self._conclude(time.monotonic() - started_s, series)
+            self._send_all(sources, range(self._scenario.samples), watch)
             self._settle(watch)
-            return self._conclude(time.monotonic() - started_s)
+            return self._conclude(time.monotonic() - started_s, None)
         finally:
             self._stop()
 
@@ -141,24 +175,43 @@ class Fleet:
             ),
             results=ResultsConfig(prefix=f"results/{name}"),
             hub=HubConfig(broker=self._hub.address_for(name), prefix=DEFAULT_PREFIX),
-            audit=AuditConfig(),
+            audit=AuditConfig(rate=LEARNING_AUDITS, max_per_hour=1e6) if scenario.rounds else AuditConfig(),
+            training=self._training(),
             http=HttpConfig(enabled=False),
         )
 
-    def _send_all(self, watch: Callable[[Progress], None]) -> None:
+    def _training(self) -> TrainingConfig:
+        if not self._scenario.rounds:
+            return TrainingConfig()
+        # What else runs on this machine is the rest of the fleet.
+        return TrainingConfig(
+            enabled=True,
+            hub_key=self._hub.round_key(),
+            max_load=1.0,
+            max_temperature_celsius=150.0,
+            min_free_mb=0,
+            on_battery=True,
+        )
+
+    def _open_sources(self) -> list[Iterator[Labelled]]:
         scenario = self._scenario
-        sources = [
+        return [
             open_source(scenario.model, seed=scenario.seed * 1000 + number, drift=scenario.drift)
             for number in range(scenario.devices)
         ]
+
+    def _send_all(
+        self, sources: list[Iterator[Labelled]], numbers: range, watch: Callable[[Progress], None]
+    ) -> None:
+        scenario = self._scenario
         begin_s = time.monotonic()
         length_s = scenario.samples / scenario.rate_hz
         outage_at_s = length_s / 3
-        outage_over = scenario.outage_s <= 0
+        outage_over = scenario.outage_s <= 0 or numbers.start > 0
         away = False
-        for number in range(scenario.samples):
+        for number in numbers:
             for position, (name, source) in enumerate(zip(self._names, sources, strict=True)):
-                due_s = begin_s + (number + position / scenario.devices) / scenario.rate_hz
+                due_s = begin_s + (number - numbers.start + position / scenario.devices) / scenario.rate_hz
                 _sleep_until(due_s)
                 self._send(name, f"s{number}", next(source))
             elapsed_s = time.monotonic() - begin_s
@@ -211,7 +264,66 @@ class Fleet:
                 return
             time.sleep(0.05)
 
-    def _progress(self, *, hub_away: bool) -> Progress:
+    # --- rounds --------------------------------------------------------------------------------------------
+
+    def _run_rounds(self, watch: Callable[[Progress], None]) -> int:
+        """Start a series and wait until no round of it is open any more; its number."""
+        scenario = self._scenario
+        settings = {
+            **ROUND_SETTINGS,
+            "rounds": scenario.rounds,
+            "cohort": scenario.devices,
+            "seed": scenario.seed,
+        }
+        number = self._hub.start_rounds(scenario.model, settings)
+        deadline_s = time.monotonic() + ROUND_PATIENCE_S * scenario.rounds
+
+        def is_done() -> bool:
+            series = self._hub.series(number)
+            committed, phase = series["committed"], str(series["phase"])
+            watch(self._progress(hub_away=False, rounds=f"{committed}/{scenario.rounds} {phase}"))
+            return phase not in {"asked", "running"}
+
+        self._poll(is_done, deadline_s)
+        return number
+
+    def _wait_for_draft(self, series: int, watch: Callable[[Progress], None]) -> None:
+        """Until the series has its draft, or has said what it still waits for."""
+
+        def is_done() -> bool:
+            shown = self._hub.series(series)
+            watch(self._progress(hub_away=False, rounds=str(shown["phase"])))
+            return bool(shown["phase"] != "making")
+
+        self._poll(is_done, time.monotonic() + DRAFT_PATIENCE_S)
+
+    def _poll(self, is_done: Callable[[], bool], deadline_s: float) -> None:
+        while not is_done() and time.monotonic() < deadline_s:
+            time.sleep(POLL_S)
+
+    def _judge_learning(self, number: int) -> Callable[[], LearningReport]:
+        """What the hub says of the series now; judged once the hub has ended."""
+        series, rounds = self._hub.series(number), [round_view(each) for each in self._hub.rounds(number)]
+        draft = None if series["release"] is None else self._hub.bundle_of_release(series["release"])
+
+        def judge() -> LearningReport:
+            scenario = self._scenario
+            fresh = Fresh(scenario.model, seed=scenario.seed, drift=scenario.drift)
+            wire = self._bundle.graph.wire
+            received = np.stack([through_wire(x, wire) for x in fresh.x])
+            return learning_report(
+                series,
+                rounds,
+                self._bundle,
+                hub_state_dir=self._hub.state_dir,
+                fresh=fresh,
+                full=self._full_labels(received),
+                draft=draft,
+            )
+
+        return judge
+
+    def _progress(self, *, hub_away: bool, rounds: str = "") -> Progress:
         with self._lock:
             ledger = self._ledger
             return Progress(
@@ -222,9 +334,10 @@ class Fleet:
                 verdicts=ledger.verdicts,
                 spooled=sum(daemon.spooled_rows() for daemon in self._daemons),
                 hub_away=hub_away,
+                rounds=rounds,
             )
 
-    def _conclude(self, seconds: float) -> SimulationReport:
+    def _conclude(self, seconds: float, series: int | None) -> SimulationReport:
         for daemon in self._daemons:
             daemon.stop()
         counters = [daemon.uplink.counters() for daemon in self._daemons if daemon.uplink is not None]
@@ -240,7 +353,12 @@ class Fleet:
             redelivered=sum(each["duplicates"] for each in counters),
         )
         setting = Setting(self._scenario.model, self._scenario.devices, self._kind, seconds)
-        return make_report(self._ledger, setting, traffic, keeping, self._cloud_labels())
+        report = make_report(self._ledger, setting, traffic, keeping, self._cloud_labels())
+        if series is None:
+            return report
+        judge = self._judge_learning(series)
+        self._hub.stop()
+        return msgspec.structs.replace(report, learning=judge())
 
     def _shed(self) -> int:
         return sum(daemon.metrics.shed.total for daemon in self._daemons)
@@ -257,15 +375,19 @@ class Fleet:
         return total
 
     def _cloud_labels(self) -> dict[tuple[str, str], str]:
-        model = (shipped_model_dir(self._scenario.model) / "full.onnx").read_bytes()
-        full = open_whole_model(model)
         labels: dict[tuple[str, str], str] = {}
         for keys, x in _decoded_batches(self._encoded):
-            for key, label in zip(
-                keys, full(normalise(x, self._bundle.graph.preprocess)).argmax(axis=1), strict=True
-            ):
+            for key, label in zip(keys, self._full_labels(x), strict=True):
                 labels[key] = self._bundle.graph.labels[label]
         return labels
+
+    def _full_labels(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
+        """What the full model says of samples as they come off the wire."""
+        if self._full is None:
+            model = (shipped_model_dir(self._scenario.model) / "full.onnx").read_bytes()
+            self._full = open_whole_model(model)
+        found: NDArray[np.int64] = self._full(normalise(x, self._bundle.graph.preprocess)).argmax(axis=1)
+        return found
 
     def _stop(self) -> None:
         self._session.stop()

@@ -9,7 +9,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +29,11 @@ PAGE: Final = 500
 class SimulatedHub:
     """`cloud-hub run` and the broker that it shares with the fleet, set up by the hub's own commands."""
 
-    def __init__(self, kind: BrokerKind, directory: Path, model: str) -> None:
+    def __init__(
+        self, kind: BrokerKind, directory: Path, model: str, *, holdout_share: float | None = None
+    ) -> None:
         directory.mkdir(parents=True)
+        self.state_dir = directory / "state"
         self._kind = kind
         self._directory = directory
         self._http_port = free_port()
@@ -46,7 +49,10 @@ class SimulatedHub:
             }
         else:
             broker |= {"username": "hub", "password_file": str(self._password_of("hub"))}
-        self._config.write_text(_toml(directory / "state", self._http_port, broker, model), encoding="utf-8")
+        hub: dict[str, object] = {"state_dir": str(self.state_dir)}
+        if holdout_share is not None:
+            hub["holdout_share"] = holdout_share
+        self._config.write_text(_toml(hub, self._http_port, broker, model), encoding="utf-8")
         self._hub = ChildProcess(
             "cloud-hub",
             [sys.executable, "-m", "cloud_hub", "run", "--config", str(self._config)],
@@ -128,6 +134,32 @@ class SimulatedHub:
         """What `/v1/stats` says."""
         return self._get("/v1/stats")
 
+    def round_key(self) -> str:
+        """What boards pin as `training.hub_key`."""
+        return self._command("round", "key").strip()
+
+    def start_rounds(self, model: str, settings: Mapping[str, object]) -> int:
+        """Start a series of rounds; its number.
+
+        Raises:
+            SimulationError: with the hub's reason not to.
+        """
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        return int(self._command("round", "start", model, *options))
+
+    def series(self, number: int) -> dict[str, Any]:
+        """A series as `/v1/series` shows it."""
+        page = self._get(f"/v1/series?limit=1&cursor={number + 1}")
+        return dict(page["series"][0])
+
+    def rounds(self, series: int) -> list[dict[str, Any]]:
+        """The rounds of a series as `/v1/rounds` shows them, the first one first."""
+        return list(reversed(self._get(f"/v1/rounds?series={series}&limit={PAGE}")["rounds"]))
+
+    def bundle_of_release(self, release: str) -> str:
+        """The id of the bundle of a release."""
+        return str(self._get(f"/v1/releases/{release}")["bundle"])
+
     def _pages(self, path: str, key: str) -> Iterator[list[dict[str, Any]]]:
         cursor = ""
         while True:
@@ -161,14 +193,10 @@ class SimulatedHub:
         return out.getvalue()
 
 
-def _toml(state_dir: Path, http_port: int, broker: dict[str, object], model: str) -> str:
-    lines = [
-        "[hub]",
-        f"state_dir = {json.dumps(str(state_dir))}",
-        "[http]",
-        f"port = {http_port}",
-        "[broker]",
-    ]
+def _toml(hub: dict[str, object], http_port: int, broker: dict[str, object], model: str) -> str:
+    lines = ["[hub]"]
+    lines += [f"{key} = {json.dumps(value)}" for key, value in hub.items()]
+    lines += ["[http]", f"port = {http_port}", "[broker]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in broker.items()]
     lines += ["[[models]]", f"bundle = {json.dumps(model)}", "[log]", 'level = "warning"', ""]
     return "\n".join(lines)

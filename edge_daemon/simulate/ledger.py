@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from edge_daemon.simulate.learning import LearningReport
+
 
 class AnswerView(msgspec.Struct, frozen=True):
     """The fields of an answer's JSON that a consumer on the site would use."""
@@ -98,7 +100,7 @@ class SimulationReport(msgspec.Struct, frozen=True):
     `lost`: samples sent that were neither answered nor counted as shed, and cases that are neither in the hub
     nor in a drop counter. `duplicates`: cases that the hub holds more than once. `bytes_up` and `bytes_down`
     count payloads and topics at the MQTT level; `bytes_cloud_only` is the same count for sending every sample
-    in the same batches and encoding.
+    in the same batches and encoding. `learning` is what came of `--rounds`, null without.
     """
 
     model: str
@@ -122,6 +124,7 @@ class SimulationReport(msgspec.Struct, frozen=True):
     latency_us: Percentiles
     verdict_latency_ms: Percentiles
     broker: str
+    learning: LearningReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

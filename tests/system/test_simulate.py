@@ -55,6 +55,24 @@ def runs(tmp_path_factory):
     return {name: (end, folder / f"{name}.json") for name, end in ends.items()}
 
 
+def test_a_fleet_learns_from_verdicts_alone_and_a_draft_is_made_or_said_why_not(tmp_path):
+    require_program("mosquitto", package="mosquitto")
+    options = ["--model", "digits", "--devices", 2, "--samples", 400, "--rate", 100, "--drift", 0.3]
+    end = simulate(START, *options, "--rounds", 2, "--seed", 3, "--json", tmp_path / "report.json")
+    assert end.returncode == 0, end.stderr
+    report = msgspec.json.decode((tmp_path / "report.json").read_bytes(), type=SimulationReport)
+    learning = report.learning
+    assert (report.lost, report.duplicates) == (0, 0)
+    committed = [each for each in learning.rounds if each.phase == "committed"]
+    assert len(committed) == 2
+    assert all(each.counted == 2 and each.bytes_up > 0 and each.bytes_down > 0 for each in committed)
+    # Noise and contrast that the shipped network never saw: there is much to learn.
+    assert learning.exits_after[-1] > learning.exits_before[-1] + 0.03
+    assert (learning.draft is not None) == (learning.phase == "made")
+    assert learning.draft is not None or learning.why
+    assert "learned from verdicts alone" in end.stdout
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_simulation_with_an_outage_loses_nothing(name, request):
     _, model, broker = RUNS[name]
