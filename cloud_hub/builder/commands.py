@@ -175,6 +175,19 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     _add(group, "--cuts", type=_words, metavar="VALUE,...", help="where exits go in --edge, by name")
     _add(
         group,
+        "--fine-tune",
+        action=argparse.BooleanOptionalAction,
+        help="train all of --edge from --full, not its exits alone; needs no torch",
+    )
+    _add(
+        group,
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="of --fine-tune, at its highest (default: 0.003)",
+    )
+    _add(
+        group,
         "--size",
         choices=("auto", "small", "medium", "large"),
         help="of the network that is trained (default: medium, or the largest in budget)",

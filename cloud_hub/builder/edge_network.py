@@ -13,15 +13,17 @@ import numpy as np
 from rich.console import Console
 
 from cloud_hub.builder.assemble import Cuts, cut_network
-from cloud_hub.builder.collect import Stages, full_logits, stages_of_bundle
+from cloud_hub.builder.collect import Stages, full_labels, full_logits, received, stages_of_bundle
 from cloud_hub.builder.costs import board_ratio
 from cloud_hub.builder.extra import require_extra
+from cloud_hub.builder.fine_tune import FineTuned, Judges, fine_tune
 from cloud_hub.builder.graphs.adopt import adopt
 from cloud_hub.builder.graphs.cuts import cut_table, prepare_cuts
 from cloud_hub.builder.graphs.staged import StagedGraph
 from cloud_hub.builder.networks.export import export_staged
 from cloud_hub.builder.networks.family import Candidate, default_family
 from cloud_hub.builder.networks.selection import measure_candidate, select_candidate
+from cloud_hub.builder.networks.stepwise import Descent, teach_by_steps
 from cloud_hub.builder.networks.training import (
     SOFTENING,
     Distillation,
@@ -99,7 +101,7 @@ def _lesson(prepared: Prepared, console: Console) -> Lesson:
 def _with_exits(
     edge: Path, request: BuildRequest, prepared: Prepared, steps: Steps, console: Console
 ) -> tuple[StagedGraph, Mapping[str, str]]:
-    from cloud_hub.builder.graphs.heads import train_heads
+    from cloud_hub.builder.graphs.heads import teach_by_torch, train_heads
 
     own = adopt(edge, sample_shape=prepared.full.input_shape, role="edge network")
     if own.classes != prepared.full.classes or own.input_shape != prepared.full.input_shape:
@@ -112,8 +114,47 @@ def _with_exits(
         console.print(f"  exit behind {name} ({shape}), {share} of the work", markup=False)
     lesson = _lesson(prepared, console)
     console.print("training the exits")
-    staged = train_heads(own, plan, lesson, seed=request.seed, share=request.distillation, steps=steps)
-    return staged, {"network": f"{edge.name} with {staged.stages} exits, its trunk frozen"}
+    staged = train_heads(
+        own,
+        plan,
+        lesson,
+        seed=request.seed,
+        share=request.distillation,
+        steps=steps,
+        teach=teach_by_steps if request.fine_tune else teach_by_torch,
+    )
+    named = f"{edge.name} with {staged.stages} exits"
+    if not request.fine_tune:
+        return staged, {"network": f"{named}, its trunk frozen"}
+    console.print("fine-tuning the whole network")
+    tuned = _fine_tuned(staged, lesson, request, prepared, steps)
+    console.print(f"  {tuned.said}", markup=False)
+    if not tuned.taken:
+        return tuned.staged, {"network": f"{named}, its trunk frozen", "fine-tuning": tuned.said}
+    training = (
+        f"{request.epochs} epochs, learning rate {request.learning_rate:g}, distillation "
+        f"{request.distillation:g}, seed {request.seed}"
+    )
+    return tuned.staged, {"network": f"{named}, fine-tuned", "training": training, "fine-tuning": tuned.said}
+
+
+def _fine_tuned(
+    staged: StagedGraph, lesson: Lesson, request: BuildRequest, prepared: Prepared, steps: Steps
+) -> FineTuned:
+    """Judged on D_opt, by its labels or the full model's answers."""
+    held_out, declaration = prepared.splits.optimise, prepared.declaration
+    y = held_out.y
+    if y is None:
+        y = full_labels(prepared.full_file, received(held_out.x, declaration.preprocess, declaration.wire))
+    descent = Descent(
+        epochs=request.epochs,
+        batch=request.batch,
+        peak_rate=request.learning_rate,
+        share=request.distillation,
+        seed=request.seed,
+        threads=len(os.sched_getaffinity(0)),
+    )
+    return fine_tune(staged, lesson, descent, Judges(normalise(held_out.x, declaration.preprocess), y), steps)
 
 
 def _trained(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args
@@ -41,6 +41,8 @@ _ALLOWED: Final = {
     "model": "1 to 64 letters, digits, '-' or '_'",
 }
 
+_EXITS_ALONE: Final = "edge without fine_tune"
+
 _IDLE: Final[Sequence[tuple[str, tuple[str, ...], str]]] = (
     (
         "uncertified",
@@ -49,11 +51,18 @@ _IDLE: Final[Sequence[tuple[str, tuple[str, ...], str]]] = (
     ),
     (
         "rebase",
-        ("edge", "cuts", "exits", "size", "budget_ms", "budget_kb", "epochs", "batch", "distillation"),
+        (
+            *("edge", "cuts", "exits", "fine_tune", "learning_rate", "size", "budget_ms", "budget_kb"),
+            *("epochs", "batch", "distillation"),
+        ),
         "the bundle's own network is kept as it is",
     ),
     ("edge", ("size", "budget_ms", "budget_kb"), "they choose a network to train, and edge brings one"),
-    ("edge", ("epochs", "batch"), "its exits are trained by a schedule of their own"),
+    (
+        _EXITS_ALONE,
+        ("epochs", "batch"),
+        "its exits are trained by a schedule of their own, and no more of it but with fine_tune",
+    ),
     ("cuts", ("exits",), "cuts say by name where exits go"),
     ("size", ("budget_ms", "budget_kb"), "the size is chosen already"),
 )
@@ -63,6 +72,8 @@ _NEEDS: Final[Sequence[tuple[str, tuple[str, ...], str]]] = (
     ("hop", ("window", "rebase"), "it is the distance between windows of a stream"),
     ("cuts", ("edge",), "they name values of a network of your own"),
     ("exits", ("edge",), "they are places in a network of your own"),
+    ("fine_tune", ("edge",), "it trains a network of your own further"),
+    ("learning_rate", ("fine_tune",), "it is the pace of fine-tuning"),
     (
         "calibration_is_fresh",
         ("edge", "rebase"),
@@ -133,6 +144,8 @@ class BuildRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     profile: Text | None = None
     epochs: Count = 15
     batch: Count = 128
+    fine_tune: bool = False
+    learning_rate: Positive = 0.003
     distillation: Annotated[float, Meta(ge=0, le=1)] = 0.5
     litert: bool = False
 
@@ -155,7 +168,9 @@ def read_recipe(path: Path, changes: Mapping[str, Any]) -> BuildRequest:
     for name in _PATHS:
         if name in document:
             document[name] = str(path.parent / document[name])
-    overruled = {key for typed, keys, _ in _IDLE if _is_said(changes.get(typed)) for key in keys}
+    typed = {name for name, value in changes.items() if _is_said(value)}
+    said = typed | {name for name, value in document.items() if _is_said(value)}
+    overruled = {key for name, keys, _ in _IDLE if _holds(name, typed, said) for key in keys}
     if "rebase" in changes:
         # It was said of the recipe's own edge network, not of the one that is kept.
         overruled.add("calibration_is_fresh")
@@ -209,12 +224,20 @@ def _check_combinations(request: BuildRequest, values: Mapping[str, Any], where:
     """Refuse a key that was said, be it as its default, and that would do nothing."""
     said = {key for key in values if _is_said(getattr(request, key))}
     for key, idle, why in _IDLE:
-        if key in said and (beside := said.intersection(idle)):
+        if _holds(key, said, said) and (beside := said.intersection(idle)):
             first = min(beside, key=idle.index)
-            raise BuildError(f"{where}: {first} does nothing with {key}: {why}: leave one of them out")
+            shown = key.split()[0]
+            raise BuildError(f"{where}: {first} does nothing with {shown}: {why}: leave one of them out")
     for key, needed, why in _NEEDS:
         if key in said and not said.intersection(needed):
             raise BuildError(f"{where}: {key} does nothing without {' or '.join(needed)}: {why}")
+
+
+def _holds(key: str, said: Set[str], anywhere: Set[str]) -> bool:
+    """Whether a key of `_IDLE` was said."""
+    if key == _EXITS_ALONE:
+        return "edge" in said and "fine_tune" not in anywhere
+    return key in said
 
 
 def _is_said(value: object) -> bool:

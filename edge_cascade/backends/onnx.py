@@ -172,6 +172,19 @@ class OnnxTrainStep:
             self._feed[momentum_name(name)] = outputs[count + index]
         return float(outputs[-1])
 
+    def gradients(
+        self, weights: Mapping[str, Array], x: Array, targets: Array, sample_weight: Array
+    ) -> tuple[float, dict[str, Array]]:
+        """The loss of a batch at some weights and its gradient, for a rule of descent other than the graph's.
+
+        Raises:
+            BackendError: with the runtime's own words.
+        """
+        self.begin(weights)
+        loss = self.step(x, targets, sample_weight, learning_rate=0.0, momentum=0.0, proximal=0.0)
+        # A momentum buffer that began empty and forgets all is the gradient, to the bit.
+        return loss, {name: self._feed[momentum_name(name)] for name in self._names}
+
     def weights(self) -> dict[str, Array]:
         """See `TrainStep.weights`."""
         return {name: self._feed[name].copy() for name in self._names}

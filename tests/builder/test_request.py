@@ -48,6 +48,7 @@ OTHERS = [
     {"budget_ms": 1.5, "budget_kb": 200.0, "epochs": 3, "batch": 32},
     {"size": "small"},
     {"edge": "/e.onnx", "cuts": ("conv1", "relu/4")},
+    {"edge": "/e.onnx", "fine_tune": True, "learning_rate": 0.02, "epochs": 4, "batch": 16},
     {"rebase": "/old", "hop": 4, "calibration_is_fresh": True},
     {"uncertified": True},
 ]
@@ -179,6 +180,29 @@ def test_what_cannot_be_meant_is_told_in_one_line(change, complaint):
     assert complaint in refusal_of(make_request, {**LEAST, **change})
 
 
+def test_epochs_and_batch_do_nothing_with_edge_but_where_it_is_fine_tuned(recipe):
+    edge = {**LEAST, "edge": "a", "fine_tune": True}
+    assert make_request({**edge, "epochs": 3, "batch": 8}).epochs == 3
+    assert "epochs does nothing with edge: " in refusal_of(
+        make_request, {**edge, "epochs": 3, "fine_tune": False}
+    )
+    assert refusal_of(make_request, {**LEAST, "fine_tune": True}).startswith(
+        "build: fine_tune does nothing without edge"
+    )
+    assert refusal_of(make_request, {**LEAST, "edge": "a", "learning_rate": 0.1}).startswith(
+        "build: learning_rate does nothing without fine_tune"
+    )
+
+
+@pytest.mark.parametrize("key", ["epochs = 3\n", "fine_tune = true\nepochs = 3\n"])
+def test_a_recipes_epochs_stay_where_a_typed_edge_is_fine_tuned(recipe, key):
+    path = recipe('full = "f"\ndata = "d"\nout = "o"\n' + key)
+    typed_too = () if "fine_tune" in key else ("--fine-tune",)
+    assert parse(path, "--edge", "e.onnx", *typed_too).epochs == 3
+    if "fine_tune" not in key:
+        assert parse(path, "--edge", "e.onnx").epochs == make_request(LEAST).epochs
+
+
 @pytest.mark.parametrize(
     ("beside", "keys"),
     [
@@ -189,6 +213,8 @@ def test_what_cannot_be_meant_is_told_in_one_line(change, complaint):
                 "edge": "b",
                 "cuts": ("b",),
                 "exits": (0.2, 0.5),
+                "fine_tune": True,
+                "learning_rate": 0.003,
                 "size": "small",
                 "budget_ms": 1.0,
                 "budget_kb": 1.0,

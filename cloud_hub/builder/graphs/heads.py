@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import prod
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -93,8 +94,55 @@ def _channels_first(cut: Cut) -> Shape:
     return (cut.shape[-1], *cut.shape[:-1]) if cut.channels_last else cut.shape
 
 
+class Teach(Protocol):
+    """Trains a small network from nothing on standardised features; its parameters by name."""
+
+    __name__: str
+
+    def __call__(
+        self,
+        network: Network,
+        lesson: Lesson,
+        *,
+        epochs: int,
+        batch: int,
+        seed: int,
+        share: float,
+        title: str,
+    ) -> dict[str, Floats]:
+        """`share` is that of the teacher's answers, in 0..1; `title` is shown meanwhile."""
+
+
+def teach_by_torch(
+    network: Network, lesson: Lesson, *, epochs: int, batch: int, seed: int, share: float, title: str
+) -> dict[str, Floats]:
+    """Implements `Teach` with torch.
+
+    Raises:
+        BuildError: without torch.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise BuildError("early exits are trained with torch: pip install 'edge-daemon[build]'")
+    return train_edge(
+        network,
+        lesson.x,
+        lesson.y,
+        schedule=Schedule(epochs=epochs, seed=seed, batch=batch, threads=1),
+        distillation=Distillation(share, SOFTENING, exit_weights=(1.0,)),
+        teacher_logits=lesson.teacher,
+        title=title,
+    )
+
+
 def train_heads(
-    classifier: Classifier, cut_plan: CutPlan, lesson: Lesson, *, seed: int, share: float, steps: Steps
+    classifier: Classifier,
+    cut_plan: CutPlan,
+    lesson: Lesson,
+    *,
+    seed: int,
+    share: float,
+    steps: Steps,
+    teach: Teach = teach_by_torch,
 ) -> StagedGraph:
     """The classifier with a trained head at every cut.
 
@@ -102,7 +150,7 @@ def train_heads(
     one machine; what `steps` holds of them already is not trained again.
 
     Raises:
-        BuildError: without samples or without torch, or when arrays do not fit each other.
+        BuildError: without samples or without what `teach` needs, or when arrays do not fit each other.
     """
     plans = plan_heads(cut_plan, classifier.classes)
     if not plans:
@@ -118,11 +166,12 @@ def train_heads(
         seed,
         share,
         [_STEPS, *_EPOCHS[:: len(_EPOCHS) - 1], _BATCH, SOFTENING],
+        teach.__name__,
     ]
     trained = steps.arrays(
         "heads",
         depends_on,
-        lambda _: dict(_train_all(classifier, plans, lesson, seed=seed, share=share)),
+        lambda _: dict(_train_all(classifier, plans, lesson, seed=seed, share=share, teach=teach)),
     )
     return _assemble(
         classifier, cut_plan, plans, {name: array.astype(np.float32) for name, array in trained.items()}
@@ -130,8 +179,6 @@ def train_heads(
 
 
 def _check_lesson(classifier: Classifier, lesson: Lesson) -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise BuildError("early exits are trained with torch: pip install 'edge-daemon[build]'")
     x, y, classes = lesson.x, lesson.y, classifier.classes
     if len(x) == 0 or x.shape[1:] != classifier.input_shape:
         raise BuildError(
@@ -188,15 +235,24 @@ def _pooling(plan: HeadPlan, index: int, given: str, result: str) -> Iterator[on
 
 
 def _train_all(
-    classifier: Classifier, plans: Sequence[HeadPlan], lesson: Lesson, *, seed: int, share: float
+    classifier: Classifier,
+    plans: Sequence[HeadPlan],
+    lesson: Lesson,
+    *,
+    seed: int,
+    share: float,
+    teach: Teach,
 ) -> Iterator[tuple[str, Floats]]:
     """Weights and biases of every head, by the names that they have in the graph."""
     for index, (plan, features) in enumerate(zip(plans, _extract(classifier, plans, lesson.x), strict=True)):
-        for name, array in _train(plan, features, lesson, seed=seed + index, share=share).items():
+        trained = _train(plan, features, lesson, seed=seed + index, share=share, teach=teach)
+        for name, array in trained.items():
             yield f"exit{index}.{name}", array
 
 
-def _train(plan: HeadPlan, features: Floats, lesson: Lesson, *, seed: int, share: float) -> dict[str, Floats]:
+def _train(
+    plan: HeadPlan, features: Floats, lesson: Lesson, *, seed: int, share: float, teach: Teach
+) -> dict[str, Floats]:
     """One head's, for features as the graph gives them."""
     classes = lesson.teacher.shape[1]
     # Some channels are never active; they must stay at nothing, not be divided by nothing.
@@ -208,13 +264,13 @@ def _train(plan: HeadPlan, features: Floats, lesson: Lesson, *, seed: int, share
     batch = min(_BATCH, len(features))
     epochs = min(max(_STEPS * batch // len(features), _EPOCHS[0]), _EPOCHS[-1])
     body = (Dense(plan.hidden), Relu()) if plan.hidden else (Flatten(),)
-    trained = train_edge(
+    trained = teach(
         Network((plan.features,), classes, (Stage(body, (Dense(classes),)),)),
-        scaled,
-        lesson.y,
-        schedule=Schedule(epochs=epochs, seed=seed, batch=batch, threads=1),
-        distillation=Distillation(share, SOFTENING, exit_weights=(1.0,)),
-        teacher_logits=lesson.teacher,
+        Lesson(scaled, lesson.y, lesson.teacher),
+        epochs=epochs,
+        batch=batch,
+        seed=seed,
+        share=share,
         title=f"head behind {plan.cut.name}",
     )
     dense = ("stage0.dense0", "exit0.dense0") if plan.hidden else ("exit0.dense0",)
