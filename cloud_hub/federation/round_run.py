@@ -110,6 +110,7 @@ class RoundRun:
         self._ages = {base.digest: age for age, base in enumerate(lead)}
         self._on_end = on_end
         self._result = result
+        self._has_offered = False
         self.base = lead[0]
         self.id = round_id
         self.number = number
@@ -161,6 +162,7 @@ class RoundRun:
         self.state = state
         for effect in effects:
             self._carry_out(effect)
+        self._publish()
         if after is not None:
             after.then()
 
@@ -177,9 +179,10 @@ class RoundRun:
 
     def offer_again(self, devices: Collection[str]) -> None:
         """Put the offer anew before those of these devices that have not answered."""
-        waiting = self.waiting.intersection(devices)
-        if waiting:
-            state, now_s = self.state, self._parts.clock_s()
+        state = self.state
+        waiting = [name for name in devices if name in state.cohort and name not in state.votes]
+        if waiting and state.phase is Phase.COLLECTING:
+            now_s = self._parts.clock_s()
             left_s = state.rules.offer_s if isinstance(state.rules, BufferRules) else _left_s(state, now_s)
             self._parts.offers.offer(sorted(waiting), self.terms, seconds_left=left_s)
 
@@ -253,12 +256,12 @@ class RoundRun:
         match effect:
             case heard.SendOffer(devices, seconds_left):
                 self._parts.offers.offer(devices, self.terms, seconds_left=seconds_left)
-                self._parts.flush()
-                crash_point("hub.round-offered")
+                self._has_offered = True
             case heard.ClearOffers(devices):
                 self._parts.offers.clear(devices, self._facts.model)
-                self._parts.flush()
             case heard.Aggregate(votes):
+                # Boards need not wait for the arithmetic to hear that it is too late.
+                self._publish()
                 self._aggregate(tuple(votes))
             case heard.Judge():
                 self._judge()
@@ -273,6 +276,13 @@ class RoundRun:
                 log.info("round ended round=%s outcome=%s reason=%s", self.id, outcome.value, reason)
             case _:
                 assert_never(effect)
+
+    def _publish(self) -> None:
+        """All offers of a transaction together."""
+        self._parts.flush()
+        if self._has_offered:
+            self._has_offered = False
+            crash_point("hub.round-offered")
 
     def _aggregate(self, order: Sequence[str]) -> None:
         stored = self._parts.store.database.run(lambda c: votes_in(c, self.id))
