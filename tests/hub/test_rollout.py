@@ -510,6 +510,8 @@ class RolloutMachine(RuleBasedStateMachine):
         if self.state.wave > before.wave >= 0 or self.state.phase is Phase.DONE is not before.phase:
             self.check_that_everything_was_there(before)
             self.passed, self.well_s = False, None
+        if self.state.phase is Phase.PAUSED and event != Resumed():
+            assert not any(isinstance(effect, Offer) for effect in effects)
         if before.phase is Phase.HALTED:
             assert self.state.phase is Phase.HALTED
             assert not any(isinstance(effect, Offer) for effect in effects)
