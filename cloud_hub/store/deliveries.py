@@ -126,15 +126,16 @@ def apply_devices(
         status, report = delivery.status, delivery.report
         if status is not None:
             (online.add if status.online else online.discard)(status.device)
+            values = {
+                "online": status.online,
+                "boot": status.boot,
+                "daemon_version": status.daemon_version,
+            }
+            if status.online:
+                # A last will names no models: what a board ran when it fell asleep stays known.
+                values["models"] = _models_json(status.models)
             connection.execute(
-                update(schema.devices)
-                .where(schema.devices.c.name == status.device)
-                .values(
-                    online=status.online,
-                    boot=status.boot,
-                    daemon_version=status.daemon_version,
-                    models=_models_json(status.models),
-                )
+                update(schema.devices).where(schema.devices.c.name == status.device).values(values)
             )
         if report is not None and _is_newer(report, reports.get(report.device), before[report.device]):
             reports[report.device] = report

@@ -201,8 +201,9 @@ class World:
 
     def say(self, device, *, online, bundle=None):
         digest = bytes.fromhex(bundle or self.model.bundle.bundle_id)
-        running = RunningModel(self.model.name, digest, "default", 0)
-        status = NewStatus(device, online, BOOT, "1", (running,))
+        # As boards do: a last will names no models.
+        running = (RunningModel(self.model.name, digest, "default", 0),) if online else ()
+        status = NewStatus(device, online, BOOT, "1", running)
         committed = self.store.commit(
             [Delivery(device, bytes(8), status=status)], now_ms=round(self.clock.now_s * 1000)
         )

@@ -439,6 +439,18 @@ def test_a_board_that_comes_online_is_offered_the_round_again_with_what_is_left_
     assert world.boards[0].offer.seconds_left == 60
 
 
+def test_a_board_that_sleeps_is_asked_all_the_same(world):
+    world.say("press-0", online=False)
+    number = world.start()
+    assert world.boards[0] in world.asked()
+    for board in world.boards:
+        board.answer()
+    world.turn()
+    (row,) = rounds_of(world, number)
+    assert set(members(world, row["id"]).values()) == {("counted", None)}
+    assert len(members(world, row["id"])) == 5
+
+
 def test_a_series_waits_for_boards_and_says_so(store, learner):
     world = World(store, learner, boards=0)
     world.start()
