@@ -197,7 +197,7 @@ class Coordinator:
         """As after a restart: everything from the store, every offer published again, stale ones cleared."""
         self._runs.clear()
         self._parts.clear()
-        self._offers = Offers(self._publish, prefix=self._prefix, private_key=self._private_key())
+        self._offers = Offers(self._publish, prefix=self._prefix, private_key=self._private_key)
         for row in self._store.database.run(open_series_rows):
             if row.phase != ASKED:
                 self._take_up(row)

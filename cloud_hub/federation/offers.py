@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -44,9 +44,9 @@ class Flushed:
 
 
 class Offers:
-    """Publishes offers. Not safe for use by two threads."""
+    """Publishes offers. Not safe for use by two threads. The key is asked for with the first offer."""
 
-    def __init__(self, publish: Publish, *, prefix: str, private_key: bytes) -> None:
+    def __init__(self, publish: Publish, *, prefix: str, private_key: Callable[[], bytes]) -> None:
         self._publish = publish
         self._prefix = prefix
         self._private_key = private_key
@@ -58,10 +58,11 @@ class Offers:
 
         Raises:
             ProtocolError: for terms that no board would take.
+            StoreError: when the key cannot be had.
         """
         if self._signed is None or self._signed[0] != terms:
             content = encode_terms(terms)
-            self._signed = (terms, content, sign_terms(content, self._private_key))
+            self._signed = (terms, content, sign_terms(content, self._private_key()))
         _, content, signature = self._signed
         payload = encode(RoundOffer(content, signature, max(0, math.ceil(seconds_left))))
         for device in devices:
