@@ -7,6 +7,7 @@ at a time. Whatever fails here is counted and said once; nothing of it reaches t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import random
@@ -154,10 +155,9 @@ class Follower:
         self._load()
         while not self._is_stopping:
             try:
-                self._hear(self._inbox.get(timeout=self._sleep_s()))
-            except queue.Empty:
-                for learner in self._learners.values():
-                    self._feed(learner, Tick())
+                with contextlib.suppress(queue.Empty):
+                    self._hear(self._inbox.get(timeout=self._sleep_s()))
+                self._tick()
             except Exception:
                 # A defect in one round must not end all that follow.
                 log.exception("defect in the rounds")
@@ -189,6 +189,13 @@ class Follower:
         if not due:
             return LONGEST_SLEEP_S
         return min(max(min(due) - self._around.clock.monotonic_s(), 0.0), LONGEST_SLEEP_S)
+
+    def _tick(self) -> None:
+        now_s = self._around.clock.monotonic_s()
+        for learner in self._learners.values():
+            due_s = next_due_s(learner.rounds)
+            if due_s is not None and due_s <= now_s and not self._is_stopping:
+                self._feed(learner, Tick())
 
     def _hear(self, heard: Inbox) -> None:
         match heard:

@@ -60,8 +60,13 @@ class FakeHub:
         for payload in split_frame(encode(message), max_payload_bytes):
             self.send_raw(channel, payload)
 
-    def send_raw(self, channel, payload):
-        assert self._session.publish(down_topic(self.prefix, self.device, channel), payload) is not None
+    def send_raw(self, channel, payload, retain=False):
+        topic = down_topic(self.prefix, self.device, channel)
+        assert self._session.publish(topic, payload, retain=retain) is not None
+
+    def retain(self, channel, message):
+        """So that the device hears it whenever it subscribes."""
+        self.send_raw(channel, encode(message), retain=True)
 
     # --- answers ---
 

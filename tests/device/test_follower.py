@@ -370,6 +370,16 @@ def test_an_offer_that_runs_out_kills_the_training(world, tiny_bundle):
     assert world.count("rounds_declined", "expired") == 1
 
 
+def test_a_defect_in_one_round_does_not_end_the_next(world, tiny_bundle, caplog):
+    counts, world.examples.counts = world.examples.counts, None
+    world.offer(terms_for(tiny_bundle))
+    wait_until(lambda: "defect in the rounds" in caplog.text)
+    world.examples.counts = counts
+    world.offer(terms_for(tiny_bundle))
+    world.child().succeed()
+    world.appended()
+
+
 def test_stopping_kills_the_training_at_once(world, tiny_bundle):
     world.offer(terms_for(tiny_bundle))
     child = world.child()
