@@ -39,12 +39,14 @@ def size_bytes_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
 def weights_digest(weights: Weights) -> bytes:
     """SHA-256 over the layout's digest and all values as little-endian float32, by sorted name, in C order.
 
+    A zero counts as a zero whatever its sign: -0.0 cannot be reached by adding to 0.0.
+
     Raises:
         ProtocolError: when there is no tensor, one is empty, or one has a name that cannot be printed.
     """
     digest = hashlib.sha256(layout_digest(shapes_of(weights)))
     for name in sorted(weights):
-        digest.update(np.ascontiguousarray(weights[name], dtype="<f4").tobytes())
+        digest.update((np.asarray(weights[name], dtype="<f4") + np.float32(0.0)).tobytes())
     return digest.digest()
 
 

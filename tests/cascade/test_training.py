@@ -162,6 +162,13 @@ def _end_of(base, step):
     return weights_digest(moved(base, decode_delta(step, shapes_of(base), max_bytes=10_000)))
 
 
+def test_a_base_with_a_negative_zero_is_reached_from_zeros():
+    base = {"a": np.array([-0.0, 1.0], np.float32)}
+    whole = encode_delta(base, "fp32")
+    reached = climb_chain(zeros_of(shapes_of(base)), [whole], expected=weights_digest(base), max_bytes=8)
+    assert reached["a"].tolist() == [0.0, 1.0]
+
+
 def test_a_chain_that_ends_elsewhere_is_refused():
     base = weights()
     with pytest.raises(ProtocolError, match="not the one that the offer names"):
