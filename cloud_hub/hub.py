@@ -12,6 +12,7 @@ import logging
 import secrets
 import signal
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cloud_hub.admin.metrics import Vitals
@@ -190,7 +191,7 @@ class Hub:
     def _make_candidate(
         self, series_id: int, model: str, base_digest: bytes, weights: Weights, lineage: Lineage
     ) -> CandidateOutcome:
-        return self._candidates().make(series_id, model, base_digest, weights, lineage)
+        return self._candidates.make(series_id, model, base_digest, weights, lineage)
 
     def _train_hub(
         self,
@@ -202,10 +203,11 @@ class Hub:
         soft_share: float,
         seed: int,
     ) -> HubVote | None:
-        return self._candidates().train(
+        return self._candidates.train(
             model, base, schedule, max_examples=max_examples, soft_share=soft_share, seed=seed
         )
 
+    @cached_property
     def _candidates(self) -> SeriesCandidates:
         # Only a hub whose rounds came so far pays for the builder's memory.
         from cloud_hub.candidates.series import SeriesCandidates

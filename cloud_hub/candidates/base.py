@@ -35,9 +35,7 @@ def base_of(model: HubModel) -> Base:
     """
     bundle = model.bundle
     if bundle is None or bundle.train_step is None:
-        raise ModelError(
-            f"the bundle of {model.name!r} has no train step: build it again with this version"
-        )
+        raise ModelError(f"the bundle of {model.name!r} has no train step: build it again with this version")
     return Base(model, bundle)
 
 

@@ -44,7 +44,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("model", help="the model's name")
     train.add_argument("--epochs", type=_count, default=10, metavar="N", help="default: 10")
     train.add_argument("--batch-size", type=_count, default=32, metavar="N", help="default: 32")
-    train.add_argument("--learning-rate", type=_positive, default=0.001, metavar="RATE", help="default: 0.001")
+    train.add_argument(
+        "--learning-rate", type=_positive, default=0.001, metavar="RATE", help="default: 0.001"
+    )
     train.add_argument("--momentum", type=_momentum, default=0.9, metavar="SHARE", help="default: 0.9")
     train.add_argument(
         "--prox-mu",

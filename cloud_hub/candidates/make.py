@@ -51,7 +51,8 @@ MAX_BYTES: Final = 512 * 2**20
 
 Say = Callable[[str], None]
 
-_FRESH: Final = "fresh holdout cases for the certificate"
+FRESH: Final = "fresh holdout cases for the certificate"
+"""What a candidate may wait for; they lie above `fresh_after`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ def most_cases(base: Base) -> int:
     for size in base.bundle.graph.input_shape:
         elements *= size
     return max(min(MAX_CASES, MAX_BYTES // (4 * elements)), 1)
+
+
+def fresh_after(store: CaseStore, base: Base, window_start: int) -> int:
+    """The id above which no guard and no certificate has looked at the holdout."""
+    return max(window_start, store.database.run(lambda c: looked_at(c, base.model.name)))
 
 
 def make_candidate(
@@ -182,7 +188,7 @@ class _Making:
             )
             return _Decided(certificate.uncertified(ladders), 0)
         name = self.base.model.name
-        after = max(self.wish.window_start, self.store.database.run(lambda c: looked_at(c, name)))
+        after = fresh_after(self.store, self.base, self.wish.window_start)
         fresh = read_examples(
             self.store, self.base.model, Use.HOLDOUT, after_id=after, limit=most_cases(self.base)
         )
@@ -196,11 +202,11 @@ class _Making:
             )
             needs = certificate.samples_worth_spending(foreseen, targets, len(fresh))
         if len(fresh) < needs:
-            return Waiting(len(fresh), needs, _FRESH)
+            return Waiting(len(fresh), needs, FRESH)
         self.say(f"certifying on {len(fresh)} cases that nothing has looked at")
         upto = int(fresh.ids[-1])
         if not self.store.database.run(lambda c: take_fresh(c, name, after_id=after, upto_id=upto)):
-            return Waiting(0, needs, f"{_FRESH}, another candidate has taken the others")
+            return Waiting(0, needs, f"{FRESH}, another candidate has taken the others")
         crash_point("hub.candidate-looked")
         ladders = certificate.measured(self.base, network.stages, optimise, fresh, truth_is_known=known)
         try:

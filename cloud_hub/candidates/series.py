@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 
 from cloud_hub.candidates.base import base_of
-from cloud_hub.candidates.make import Wish, make_candidate, most_cases
+from cloud_hub.candidates.make import FRESH, Wish, fresh_after, make_candidate, most_cases
 from cloud_hub.candidates.outcome import Base, Candidate, Refused
 from cloud_hub.candidates.outcome import Lineage as Descent
 from cloud_hub.candidates.outcome import Waiting as Wanting
 from cloud_hub.candidates.training import train_on_cases
 from cloud_hub.errors import ModelError
-from cloud_hub.examples import read_examples
+from cloud_hub.examples import count_cases, read_examples
 from cloud_hub.federation.ports import (
     CandidateOutcome,
     Declined,
@@ -41,12 +41,17 @@ WHO = "rounds"
 
 @dataclass(frozen=True, slots=True)
 class SeriesCandidates:
-    """Implements `MakeCandidate` as `make` and `TrainHub` as `train`, for the hub's models."""
+    """Implements `MakeCandidate` as `make` and `TrainHub` as `train`, for the hub's models.
+
+    `waits` holds how many fresh cases each series that waits was told it needs: a series asks every minute,
+    and until they are there everything but counting them would be done for nothing.
+    """
 
     store: Store
     state_dir: Path
     models: Mapping[str, HubModel]
     clock_ms: Callable[[], int] = field(default=lambda: time.time_ns() // 1_000_000)
+    waits: dict[int, int] = field(default_factory=dict)
 
     def make(
         self, series_id: int, model: str, base_digest: bytes, weights: Weights, lineage: Lineage
@@ -56,10 +61,17 @@ class SeriesCandidates:
         if there is not None:
             return Registered(str(there["id"]))
         base = self._base(model)
+        if (needs := self.waits.get(series_id)) is not None:
+            after = fresh_after(self.store, base, lineage.window_start)
+            has = count_cases(self.store, base.model, Use.HOLDOUT, after_id=after)
+            if has < needs:
+                return Waiting(str(Wanting(has, needs, FRESH)))
         settings = msgspec.json.decode(lineage.settings, type=SeriesSettings)
         wish = Wish(lineage.window_start, guard_rules_of(settings))
         match make_candidate(self.store, base, weights, wish):
             case Wanting() as waiting:
+                if waiting.what == FRESH:
+                    self.waits[series_id] = waiting.needs
                 return Waiting(str(waiting))
             case Refused(why):
                 return Declined(why)

@@ -352,10 +352,22 @@ def test_a_series_is_told_why_it_waits_or_gets_none(store, better, tmp_path):
     assert isinstance(waiting, ports.Waiting)
     assert "fresh holdout cases" in waiting.reason
     same = the_base().bundle.parameters()
-    declined = made.make(5, MODEL, bytes(32), same, lineage_of())
+    declined = made.make(6, MODEL, bytes(32), same, lineage_of(6))
     assert isinstance(declined, ports.Declined)
     with pytest.raises(ModelError, match="no model 'other'"):
         made.make(5, "other", bytes(32), same, lineage_of())
+
+
+def test_a_series_that_waits_is_only_counted_for_until_there_is_enough(store, better, tmp_path, monkeypatch):
+    made = SeriesCandidates(store, tmp_path, {MODEL: the_base().model})
+    late = lineage_of(window=WINDOW + FRESH)
+    first = made.make(5, MODEL, bytes(32), better, late)
+    with monkeypatch.context() as patch:
+        patch.setattr("cloud_hub.candidates.series.make_candidate", None)
+        assert made.make(5, MODEL, bytes(32), better, late) == first
+    send(store, FRESH, 14, use=Use.HOLDOUT)
+    answer(store)
+    assert made.make(5, MODEL, bytes(32), better, late) == ports.Registered("1")
 
 
 def test_the_hubs_vote_is_what_it_learned_from_uploaded_cases(store, tmp_path):
