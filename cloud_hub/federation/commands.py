@@ -1,4 +1,4 @@
-"""`cloud-hub round start|list|show|abort|key`: beside a hub at work, through the database.
+"""`cloud-hub round start|list|show|abort|key|privacy`: beside a hub at work, through the database.
 
 The options of `start` are the fields of `SeriesSettings`: one source for both.
 """
@@ -52,7 +52,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     abort.set_defaults(run=_abort)
     key = actions.add_parser("key", help="print what boards pin as training.hub_key; makes the key if needed")
     key.set_defaults(run=_key)
-    for action in (listing, show):
+    privacy = actions.add_parser("privacy", help="what a series' noise is worth, as (epsilon, delta)")
+    privacy.add_argument(
+        "--fleet", type=_number, required=True, metavar="N", help="how many boards there are"
+    )
+    privacy.add_argument(
+        "--delta", type=float, default=1e-5, help="default: 1e-5; below one over the fleet's size"
+    )
+    _add_settings(privacy)
+    privacy.set_defaults(run=_privacy)
+    for action in (listing, show, privacy):
         action.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     for action in (start, listing, show, abort, key):
         add_config_argument(action)
@@ -176,6 +185,19 @@ def _key(args: argparse.Namespace) -> int:
     from cloud_hub.federation.keys import public_key
 
     print(public_key(load_config(args.config).state_dir))
+    return 0
+
+
+def _privacy(args: argparse.Namespace) -> int:
+    from cloud_hub.federation.account import account_of, lines_of
+    from cloud_hub.federation.settings import settings_of
+
+    spent = account_of(settings_of(_given_settings(args)), fleet=args.fleet, delta=args.delta)
+    if args.json:
+        _print_json(spent)
+    else:
+        for line in lines_of(spent, delta=args.delta):
+            print(line)
     return 0
 
 
