@@ -41,7 +41,7 @@ def test_a_smaller_quorum_hides_each_board_less():
         (["--fleet", "50"], "noise_multiplier is 0: without noise"),
         (["--fleet", "0", *NOISY], "a fleet of 0"),
         (["--fleet", "50", "--delta", "2", *NOISY], "delta 2.0 is not in 0..1"),
-        (["--fleet", "50", "--encoding", "topk", *NOISY], "exclude each other"),
+        (["--fleet", "50", "--encoding", "topk", *NOISY], "error feedback brings back what noise hid"),
     ],
 )
 def test_an_account_that_cannot_be_made_is_one_line(options, why, capsys):
