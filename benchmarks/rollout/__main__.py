@@ -22,7 +22,7 @@ from benchmarks.harness import parse_options, print_table, write_json
 from benchmarks.rollout.boards import SICKNESSES, STEPS, Found, Sickness
 from benchmarks.rollout.boards import simulate as simulate_boards
 from benchmarks.rollout.networks import Compared, compare_exits
-from benchmarks.rollout.quality import BEFORE_HALF, ROLLOUTS, Case, Course, cases
+from benchmarks.rollout.quality import BEFORE_HALF, ROLLOUTS, Canary, Case, Course, cases
 from benchmarks.rollout.quality import simulate as simulate_quality
 from cloud_hub.core.rollout.state import Phase
 
@@ -88,14 +88,14 @@ def _quality_row(case: Case, courses: Sequence[Course]) -> tuple[str, ...]:
     halted = [each for each in courses if each.phase is Phase.HALTED]
     return (
         f"{100 * case.drop:g} points, {100 * case.discordant:g} %",
-        "shadows" if case.shadows else "audits only",
+        str(case.canary),
         _share(len(halted), len(courses)),
         _share(sum(each.wave < BEFORE_HALF for each in halted), len(courses)),
         _share(sum(each.phase is Phase.DONE for each in courses), len(courses)),
         _share(sum(each.phase is Phase.RUNNING for each in courses), len(courses)),
         _spread([each.audits for each in courses]),
-        _spread([each.shadowed for each in courses]) if case.shadows else "-",
-        _spread([each.differing for each in courses]) if case.shadows else "-",
+        _spread([each.shadowed for each in courses]) if case.canary != Canary.AUDITS else "-",
+        _spread([each.differing for each in courses]) if case.canary != Canary.AUDITS else "-",
         _spread([each.hours for each in courses]),
     )
 

@@ -1,16 +1,19 @@
 """Simulated rollouts that differ in nothing but how good the new bundle is. Seeded; no bundle is run.
 
 A fleet of 100 boards, each a sample every ten seconds. Audits: 1 % of the samples of every board, 10 % of
-those that are canaries. Once a board has the release, it shadows half of its samples while it is a canary
-(`DEFAULT_WAVES`); where the two bundles differ, the sample goes up, and its verdict comes with the next look.
-The judge looks every half an hour of simulated time. Each pair is lost, won, different but neither, or the
-same, independently, with the rates of its case.
+those that are canaries; they are minutes apart and taken for strangers. Once a board has the release, it
+shadows half of its samples while it is a canary (`DEFAULT_WAVES`), and ten minutes of these are one scene;
+where the two bundles differ, the sample goes up, and its verdict comes with the next look. The judge looks
+every half an hour of simulated time. Each pair is lost, won, different but neither, or the same, with the
+rates of its case; independently, or, where scenes `stand still`, one for all pairs of a scene.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 import numpy as np
@@ -18,7 +21,7 @@ from msgspec.structs import replace
 
 from cloud_hub.core.rollout.events import HealthJudged, Judged, Reported, Seen, Tick
 from cloud_hub.core.rollout.health import Fine, Health, Metric
-from cloud_hub.core.rollout.judge import JudgeRules, Pairs, decide_quality
+from cloud_hub.core.rollout.judge import JudgeRules, Pairs, Scene, decide_quality
 from cloud_hub.core.rollout.rollout import begin, next_state, rules_of
 from cloud_hub.core.rollout.state import Outcome, Phase, RolloutState
 from cloud_hub.core.rollout.waves import DEFAULT_WAVES, Device, Wave
@@ -28,6 +31,7 @@ FLEET: Final = 100
 SAMPLES_PER_HOUR: Final = 360.0
 AUDIT_RATE: Final = 0.01
 LOOK_HOURS: Final = 0.5
+SCENE_HOURS: Final = 1 / 6
 HORIZON_HOURS: Final = 14 * 24.0
 BEFORE_HALF: Final = 2
 """The index of the 50 % wave in `DEFAULT_WAVES`."""
@@ -38,22 +42,28 @@ _BOTH_WRONG: Final = 0.2
 _WELL: Final = Health((Fine(Metric.LATENCY, 1.0, 1),))
 
 
+class Canary(StrEnum):
+    """What the canaries do beside auditing more."""
+
+    AUDITS = "audits only"
+    SHADOWS = "shadows"
+    STANDS_STILL = "shadows, stands still"
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """How much worse the new bundle is (0..1), and on how many inputs exactly one of the two is right."""
 
     drop: float
     discordant: float
-    shadows: bool
+    canary: Canary
 
     @property
-    def rates(self) -> tuple[float, float, float]:
-        """Of pairs lost, won, and differing with both wrong."""
-        return (
-            (self.discordant + self.drop) / 2,
-            (self.discordant - self.drop) / 2,
-            _BOTH_WRONG * self.discordant,
-        )
+    def shares(self) -> tuple[float, float, float, float]:
+        """Of pairs lost, won, differing with both wrong, and the same."""
+        lost, won = (self.discordant + self.drop) / 2, (self.discordant - self.drop) / 2
+        neither = _BOTH_WRONG * self.discordant
+        return lost, won, neither, 1.0 - lost - won - neither
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +86,24 @@ class Course:
 def cases(drops: Iterable[float], discordances: Iterable[float]) -> list[Case]:
     """Those that can be: a bundle cannot lose more than it differs."""
     return [
-        Case(drop, discordant, shadows)
+        Case(drop, discordant, canary)
         for discordant in discordances
         for drop in drops
-        for shadows in (False, True)
+        for canary in Canary
         if drop <= discordant
     ]
 
 
 def simulate(case: Case, seed: int, rollouts: int = ROLLOUTS) -> list[Course]:
     """So many rollouts of one case."""
-    rng = np.random.default_rng([seed, round(1e6 * case.drop), round(1e6 * case.discordant), case.shadows])
+    rng = np.random.default_rng(
+        [seed, round(1e6 * case.drop), round(1e6 * case.discordant), *case.canary.encode()]
+    )
     return [_roll_out(case, rng) for _ in range(rollouts)]
 
 
 def _roll_out(case: Case, rng: np.random.Generator) -> Course:
-    waves = DEFAULT_WAVES if case.shadows else tuple(map(_without_shadow, DEFAULT_WAVES))
+    waves = DEFAULT_WAVES if case.canary != Canary.AUDITS else tuple(map(_without_shadow, DEFAULT_WAVES))
     # The salt is another one each time: so are the canaries.
     offline = rng.random(FLEET) < _OFFLINE
     state, _ = begin(
@@ -107,8 +119,8 @@ def _roll_out(case: Case, rng: np.random.Generator) -> Course:
     audits, shadowed, rules, hours = Pairs(), Pairs(), JudgeRules(), 0.0
     while state.is_widening and hours < HORIZON_HOURS:
         hours += LOOK_HOURS
-        audits += _draw(case, _audited(state), rng)
-        shadowed += _draw(case, _shadowed(state), rng)
+        audits += _audit(case, state, rng)
+        shadowed += _shadow(case, state, rng)
         state = _boards_answer(state, 3600.0 * hours, rng)
         judgement = decide_quality(audits + shadowed, rules_of(state, rules))
         for event in (Judged(judgement), HealthJudged(_WELL), Tick()):
@@ -121,26 +133,36 @@ def _without_shadow(wave: Wave) -> Wave:
     return replace(wave, sampling=sampling)
 
 
-def _audited(state: RolloutState) -> float:
-    """Expected audits of the fleet until the next look; the hub answers each with both bundles."""
+def _audit(case: Case, state: RolloutState, rng: np.random.Generator) -> Pairs:
+    """Audits of the fleet until the next look; the hub answers each with both bundles."""
     canaries = 0 if state.sampling is None else sum(each.is_offered for each in state.members.values())
     raised = AUDIT_RATE if state.sampling is None else state.sampling.audit_rate
     online = (1.0 - _OFFLINE) * (FLEET - canaries)
-    return LOOK_HOURS * SAMPLES_PER_HOUR * (online * AUDIT_RATE + canaries * raised)
-
-
-def _shadowed(state: RolloutState) -> float:
-    """Expected live samples until the next look that a canary answers with both bundles."""
-    if state.sampling is None or not state.sampling.shadow_share:
-        return 0.0
-    running = sum(each.outcome is Outcome.COMMITTED for each in state.members.values())
-    return LOOK_HOURS * SAMPLES_PER_HOUR * running * state.sampling.shadow_share
-
-
-def _draw(case: Case, expected: float, rng: np.random.Generator) -> Pairs:
-    count = int(rng.poisson(expected))
-    lost, won, neither, _ = (int(n) for n in rng.multinomial(count, [*case.rates, 1.0 - sum(case.rates)]))
+    count = int(rng.poisson(LOOK_HOURS * SAMPLES_PER_HOUR * (online * AUDIT_RATE + canaries * raised)))
+    lost, won, neither, _ = (int(n) for n in rng.multinomial(count, case.shares))
     return Pairs(count, lost + won + neither, lost, won)
+
+
+def _shadow(case: Case, state: RolloutState, rng: np.random.Generator) -> Pairs:
+    """Live samples until the next look that the canaries answer with both bundles."""
+    if state.sampling is None or not state.sampling.shadow_share:
+        return Pairs()
+    running = sum(each.outcome is Outcome.COMMITTED for each in state.members.values())
+    scenes = running * round(LOOK_HOURS / SCENE_HOURS)
+    size = round(SCENE_HOURS * SAMPLES_PER_HOUR * state.sampling.shadow_share)
+    if case.canary == Canary.STANDS_STILL:
+        drawn = size * rng.multinomial(1, case.shares, scenes)
+    else:
+        drawn = rng.multinomial(size, case.shares, scenes)
+    kinds = Counter((int(lost), int(won)) for lost, won, _, _ in drawn)
+    lost, won, neither, _ = (int(n) for n in drawn.sum(axis=0))
+    return Pairs(
+        scenes * size,
+        lost + won + neither,
+        lost,
+        won,
+        scenes=tuple(Scene(size, *kind, 0, times) for kind, times in kinds.items()),
+    )
 
 
 def _boards_answer(state: RolloutState, now_s: float, rng: np.random.Generator) -> RolloutState:

@@ -1,6 +1,7 @@
 """What pairs of answers say of a release, looked at as often as one likes."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cloud_hub.core.rollout.judge import (
     JudgeRules,
     Pairs,
     Pass,
+    Scene,
     Undecided,
     count_pairs,
     decide_drift,
@@ -45,6 +47,19 @@ def test_pairs_are_lost_won_or_neither():
     assert count_pairs(old, new, reference) == Pairs(count=7, differing=5, lost=1, won=2, pending=1)
 
 
+def test_pairs_of_one_scene_are_counted_together():
+    old = np.array([1, 1, 1, 2, 2, 3, 3, 1, 1])
+    new = np.array([1, 2, 2, 1, 1, 1, 3, 1, 2])
+    reference = np.array([1, 1, 2, 3, 1, NO_REFERENCE, NO_REFERENCE, 1, 1])
+    scenes = np.array([7, 7, 2, 2, 5, 5, 5, 9, 9])
+    assert count_pairs(old, new, reference, scenes) == Pairs(
+        9, 6, 2, 2, 1, (Scene(2, 0, 1, 0), Scene(2, 1, 0, 0, times=2), Scene(3, 0, 1, 1))
+    )
+    alone = count_pairs(old, new, reference, np.arange(9))
+    assert alone == count_pairs(old, new, reference)
+    assert alone.alone == Scene(9, 2, 2, 1)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="labels of shapes"):
         count_pairs(np.zeros(3, int), np.zeros(4, int), np.zeros(3, int))
@@ -53,9 +68,22 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_pairs_of_both_sources_are_added():
     assert Pairs(10, 3, 1, 1, 1) + Pairs(5, 2, 0, 1, 0) == Pairs(15, 5, 1, 2, 1)
     assert Pairs(10, 3, 1, 1, 1).discordant == 2
+    scenes = (Scene(2, 1, 0, 0), Scene(3, 0, 0, 0, times=2))
+    both = Pairs(8, 1, 1, 0, 0, scenes) + Pairs(9, 1, 1, 0, 0, scenes)
+    assert both == Pairs(17, 2, 2, 0, 0, (Scene(2, 1, 0, 0, 2), Scene(3, 0, 0, 0, 4)))
+    assert both.alone == Scene(1, 0, 0, 0)
 
 
-@pytest.mark.parametrize("counts", [(1, 2, 0, 0, 0), (5, 2, 1, 1, 1), (5, 2, -1, 1, 1)])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        (1, 2, 0, 0, 0),
+        (5, 2, 1, 1, 1),
+        (5, 2, -1, 1, 1),
+        (5, 2, 1, 0, 0, (Scene(2, 2, 0, 0),)),
+        (5, 2, 0, 0, 0, (Scene(3, 0, 0, 0, 2),)),
+    ],
+)
 def test_counts_that_contradict_themselves_are_refused(counts):
     with pytest.raises(ValueError, match="pairs: lost"):
         Pairs(*counts)
@@ -147,6 +175,54 @@ def test_an_equally_good_release_is_ever_halted_in_at_most_alpha(discordant):
 def test_a_release_that_is_worse_by_max_drop_ever_passes_in_at_most_beta(discordant):
     _, passed = looks(discordant, 0.02, rollouts=400, steps=100, size=40, seed=2, rules=RULES)
     assert passed <= bound(RULES.beta, 400)
+
+
+def scenes_seen(drop, *, size, stands_still, rng):
+    """What the judge says of one release, looking after every 10 of 400 scenes."""
+    shares = [0.03 + drop / 2, 0.03 - drop / 2, 0.94]
+    drawn = size * rng.multinomial(1, shares, 400) if stands_still else rng.multinomial(size, shares, 400)
+    seen, kinds = set(), Counter()
+    for start in range(0, 400, 10):
+        kinds.update((lost, won) for lost, won, _ in drawn[start : start + 10].tolist())
+        scenes = tuple(Scene(size, *kind, 0, times) for kind, times in kinds.items())
+        lost, won = (int(n) for n in drawn[: start + 10, :2].sum(axis=0))
+        seen.add(type(decide_quality(Pairs(size * (start + 10), lost + won, lost, won, 0, scenes), RULES)))
+    return seen
+
+
+@pytest.mark.parametrize("size", [2, 30])
+@pytest.mark.parametrize("stands_still", [True, False])
+def test_scenes_keep_the_promise_whether_their_pairs_repeat_each_other_or_not(size, stands_still):
+    rng = np.random.default_rng(size)
+    how = {"size": size, "stands_still": stands_still, "rng": rng}
+    halted = sum(Halt in scenes_seen(0.0, **how) for _ in range(200))
+    passed = sum(Pass in scenes_seen(0.02, **how) for _ in range(200))
+    assert halted <= bound(RULES.alpha, 200)
+    assert passed <= bound(RULES.beta, 200)
+
+
+def test_one_scene_that_repeats_a_hundred_times_is_not_a_hundred_pairs():
+    assert isinstance(decide_quality(pairs(100, 0), RULES), Halt)
+    scene = Pairs(100, 100, 100, 0, 0, (Scene(100, 100, 0, 0),))
+    assert isinstance(decide_quality(scene, RULES), Undecided)
+
+
+def test_scenes_whose_pairs_are_strangers_tell_more_than_as_many_single_pairs():
+    drawn = np.random.default_rng(4).multinomial(5, [0.035, 0.015, 0.95], 400)
+    of_scenes = Pairs()
+    for lost, won, _ in drawn.tolist():
+        of_scenes += Pairs(5, lost + won, lost, won, scenes=(Scene(5, lost, won, 0),))
+    first = Pairs(400, 20, 14, 6)
+    assert isinstance(decide_quality(first, RULES), Undecided)
+    assert isinstance(decide_quality(of_scenes, RULES), Halt)
+
+
+def test_a_scene_that_waits_for_its_verdicts_counts_against_passing_only():
+    quiet = Pairs(400, 4, 2, 2)
+    waiting = Pairs(90, 30, 0, 0, 30, (Scene(3, 0, 0, 1, times=28), Scene(3, 0, 0, 2), Scene(3, 0, 0, 0)))
+    assert isinstance(decide_quality(quiet, RULES), Pass)
+    assert isinstance(decide_quality(quiet + waiting, RULES), Undecided)
+    assert isinstance(decide_quality(Pairs(4, 4, 0, 0, 4, (Scene(4, 0, 0, 4),)), RULES), Undecided)
 
 
 def test_what_is_needed_is_about_what_it_takes():

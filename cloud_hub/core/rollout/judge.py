@@ -8,7 +8,7 @@ the expectation of X is how much accuracy the new bundle costs: `drop`, in 0..1;
 Two bets are laid on the pairs as they come:
 
 - `worse`, against "drop <= tolerated": the capital is multiplied by 1 + bet * (X - tolerated). At a tolerance
-  of zero only lost and won pairs move it, and it is a bet on "of these, more are lost than won".
+  of zero only lost and won pairs move it: it is a bet on "of these, more are lost than won".
 - `fine`, against "drop >= max_drop": 1 + bet * (max_drop - X). Here every pair counts, for the promise is
   about points of all samples.
 
@@ -27,13 +27,18 @@ Which pairs may be counted:
 - A shadowed pair that differs and has no reference yet is `pending`. It is no evidence that the new one is
   worse, and counts as lost against `fine`: its slower sisters must not make a release pass.
 
-What the bounds assume: at each pair, given those before, the expected drop is on the right side of the
-bound. Inputs that repeat one scene a hundred times are not a hundred pairs; sample thinly over time.
+Inputs of one board within minutes may be one scene that repeats: a hundred of those are not a hundred pairs,
+and betting as if they were halts good releases (docs/benchmarks.md has figures). So pairs come in *scenes*. A
+scene is one factor of the capital, with the mean of its pairs for X. How much its pairs repeat each other is
+not known; half of the capital bets as on one pair, half as on pairs that are strangers, and the half that is
+right wins. What the bounds assume: at each scene, given those before and how many pairs it has, the expected
+drop is on the right side. Scenes are counted when they are over.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -42,12 +47,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Labels: TypeAlias = NDArray[np.int64]
+Counts: TypeAlias = NDArray[np.float64]
 
 NO_REFERENCE: Final = -1
 """In an array of reference labels: nobody has said yet."""
 
 _BETS: Final = np.array((0.05, 0.1, 0.2, 0.4, 0.65, 0.9))
-"""The best bet is about (drop - tolerated) / (share lost or won); in 0..1 whatever the networks."""
+"""On one pair. The best is about (drop - tolerated) / (share lost or won); in 0..1 whatever the networks."""
+_LARGEST_BET: Final = 0.9
 
 _PRIOR_PAIRS: Final = 20
 _PRIOR_DISCORDANT: Final = 2
@@ -74,31 +81,61 @@ class JudgeRules:
             )
 
 
+class Scene(msgspec.Struct, frozen=True, order=True):
+    """Pairs that may repeat each other: `size` of them, lost, won, pending. Seen `times` times."""
+
+    size: int
+    lost: int
+    won: int
+    pending: int
+    times: int = 1
+
+
 class Pairs(msgspec.Struct, frozen=True):
-    """Counts of pairs. `differing` gave different labels; of these some are lost, some won, some pending."""
+    """Counts of pairs. `differing` gave different labels; of these some are lost, some won, some pending.
+
+    `scenes` are those of two pairs or more. They are within the counts; the other pairs are strangers.
+    """
 
     count: int = 0
     differing: int = 0
     lost: int = 0
     won: int = 0
     pending: int = 0
+    scenes: tuple[Scene, ...] = ()
 
     def __post_init__(self) -> None:
         known = self.lost + self.won + self.pending
-        if min(self.lost, self.won, self.pending) < 0 or not known <= self.differing <= self.count:
+        alone = self.alone
+        rest = alone.size - alone.lost - alone.won - alone.pending
+        if not known <= self.differing <= self.count or min(alone.lost, alone.won, alone.pending, rest) < 0:
             raise ValueError(
                 f"pairs: lost {self.lost}, won {self.won} and pending {self.pending} of {self.differing} "
-                f"differing of {self.count}"
+                f"differing of {self.count}, in {sum(scene.times for scene in self.scenes)} scenes"
             )
 
     def __add__(self, other: Pairs) -> Pairs:
         """Both together."""
+        times: Counter[tuple[int, int, int, int]] = Counter()
+        for scene in (*self.scenes, *other.scenes):
+            times[scene.size, scene.lost, scene.won, scene.pending] += scene.times
         return Pairs(
             self.count + other.count,
             self.differing + other.differing,
             self.lost + other.lost,
             self.won + other.won,
             self.pending + other.pending,
+            tuple(Scene(*scene, n) for scene, n in sorted(times.items())),
+        )
+
+    @property
+    def alone(self) -> Scene:
+        """The pairs that are no scene's."""
+        return Scene(
+            self.count - sum(scene.times * scene.size for scene in self.scenes),
+            self.lost - sum(scene.times * scene.lost for scene in self.scenes),
+            self.won - sum(scene.times * scene.won for scene in self.scenes),
+            self.pending - sum(scene.times * scene.pending for scene in self.scenes),
         )
 
     @property
@@ -156,32 +193,46 @@ class DriftHint:
     is_suspicious: bool
 
 
-def count_pairs(old: Labels, new: Labels, reference: Labels) -> Pairs:
-    """Pairs of answers; all three are `(n,)`, `reference` is `NO_REFERENCE` where nobody has said yet.
+def count_pairs(old: Labels, new: Labels, reference: Labels, scenes: Labels | None = None) -> Pairs:
+    """Pairs of answers; all are `(n,)`, `reference` is `NO_REFERENCE` where nobody has said yet.
+
+    `scenes` numbers the scene that each input belongs to; None: they are all strangers.
 
     Raises:
         ValueError: when the shapes do not fit together.
     """
-    if old.ndim != 1 or not old.shape == new.shape == reference.shape:
-        raise ValueError(f"labels of shapes {old.shape} and {new.shape} for references of {reference.shape}")
+    scenes = np.arange(old.size) if scenes is None else scenes
+    if old.ndim != 1 or not old.shape == new.shape == reference.shape == scenes.shape:
+        raise ValueError(
+            f"labels of shapes {old.shape} and {new.shape} for references of {reference.shape} "
+            f"and scenes of {scenes.shape}"
+        )
     differ = old != new
     known = reference != NO_REFERENCE
+    kinds = (differ & known & (old == reference), differ & known & (new == reference), differ & ~known)
+    _, scene_of, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
+    of_scenes = np.stack([sizes, *(np.bincount(scene_of[kind], minlength=len(sizes)) for kind in kinds)])
+    alike, times = np.unique(of_scenes[:, sizes > 1], axis=1, return_counts=True)
+    lost, won, pending = (int(kind.sum()) for kind in kinds)
     return Pairs(
         old.size,
         int(differ.sum()),
-        int((differ & known & (old == reference)).sum()),
-        int((differ & known & (new == reference)).sum()),
-        int((differ & ~known).sum()),
+        lost,
+        won,
+        pending,
+        tuple(Scene(*map(int, (*kind, n))) for kind, n in zip(alike.T, times, strict=True)),
     )
 
 
 def decide_quality(pairs: Pairs, rules: JudgeRules) -> Judgement:
     """What the pairs so far say; looks may be as many as one likes."""
-    worse = _log_capital(pairs.lost, pairs.won, pairs.count - pairs.pending, rules.tolerated)
+    sizes, lost, won, pending, times = _scenes_of(pairs)
+    # What nobody has judged yet is left out of one bet, and lost in the other.
+    worse = _log_capital(lost - won, sizes - pending, times, rules.tolerated)
     if worse >= -math.log(rules.alpha):
         return Halt(_worse_reason(pairs), math.exp(min(worse, 700.0)), pairs.count, pairs.discordant)
     # "drop >= max_drop" is "gain <= -max_drop": the same bet with the sides changed.
-    fine = _log_capital(pairs.won, pairs.lost + pairs.pending, pairs.count, -rules.max_drop)
+    fine = _log_capital(won - lost - pending, sizes, times, -rules.max_drop)
     if fine >= -math.log(rules.beta):
         return Pass(rules.max_drop, math.exp(min(fine, 700.0)), pairs.count, pairs.discordant)
     needs = _pairs_to_pass(pairs, rules, -math.log(rules.beta) - fine)
@@ -221,18 +272,33 @@ def _worse_reason(pairs: Pairs) -> str:
     return f"worse: {pairs.lost} lost and {pairs.won} won, {drop:.2g} points"
 
 
-def _log_capital(ups: int, downs: int, count: int, mean: float) -> float:
+def _scenes_of(pairs: Pairs) -> tuple[Counts, Counts, Counts, Counts, Counts]:
+    """Size, lost, won, pending and how many scenes are so, each `(kinds,)`; strangers are scenes of one."""
+    alone = pairs.alone
+    same = alone.size - alone.lost - alone.won - alone.pending
+    kinds = [
+        (1, 1, 0, 0, alone.lost),
+        (1, 0, 1, 0, alone.won),
+        (1, 0, 0, 1, alone.pending),
+        (1, 0, 0, 0, same),
+        *((each.size, each.lost, each.won, each.pending, each.times) for each in pairs.scenes),
+    ]
+    sizes, lost, won, pending, times = np.array(kinds, np.float64).T
+    return sizes, lost, won, pending, times
+
+
+def _log_capital(sums: Counts, sizes: Counts, times: Counts, mean: float) -> float:
     """The logarithm of what a stake of 1 on "the mean of X is above `mean`" has become.
 
-    X is 1 in `ups` of `count` pairs, -1 in `downs`, else 0; `mean` in -1..1.
+    X, in -1..1, is `sums` / `sizes` in each of `times` scenes; `mean` is in -1..1.
     """
+    counted = sizes > 0
+    sums, sizes, times = sums[counted], sizes[counted], times[counted]
+    as_one = np.broadcast_to(_BETS[:, None], (len(_BETS), len(sizes)))
+    as_strangers = np.minimum(_BETS[:, None] * sizes, _LARGEST_BET)
     # Ruin is at bet * (1 + mean) = 1; bets are shares of that.
-    bets = _BETS / (1.0 + max(mean, 0.0))
-    logs = (
-        ups * np.log1p(bets * (1.0 - mean))
-        + downs * np.log1p(-bets * (1.0 + mean))
-        + (count - ups - downs) * np.log1p(-bets * mean)
-    )
+    bets = np.concatenate([as_one, as_strangers]) / (1.0 + max(mean, 0.0))
+    logs = np.log1p(bets * (sums / sizes - mean)) @ times
     return float(np.logaddexp.reduce(logs)) - math.log(len(bets))
 
 
