@@ -1,12 +1,14 @@
 """Releases on disk and in the database: `releases/<bundle id>/bundle` in the state directory, then a row.
 
-The files are there, durably, before the row that names them. A process that dies in between leaves a folder
-without a row, which the same candidate takes over and nothing else ever reads.
+The files are there, durably, before the row that names them, and beside the bundle a file that says what
+the row will. A process that dies in between leaves a folder without a row; `recover_drafts` makes up for it,
+since the cases that certified it are spent and certify nothing else.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,16 +23,28 @@ from cloud_hub.builder.write import write_bundle
 from cloud_hub.candidates.outcome import Candidate, Figures, Lineage
 from cloud_hub.errors import BuildError, StoreUnavailableError
 from cloud_hub.store.database import Database
-from cloud_hub.store.releases import ReleaseState, get_release, insert_release
+from cloud_hub.store.releases import ReleaseState, get_release, insert_release, registered_bundles
 from edge_cascade.bundle import Bundle, load_bundle
-from edge_cascade.durable import crash_point, sync_directory
+from edge_cascade.durable import crash_point, sync_directory, write_durably
 from edge_cascade.errors import BundleError
+
+log = logging.getLogger(__name__)
 
 RELEASES: Final = "releases"
 BUNDLE: Final = "bundle"
+RECORD: Final = "release.json"
 
 _LOCK: Final = ".lock"
 _FRESH: Final = ".new"
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a draft's row says beside its bundle's digests."""
+
+    lineage: Lineage
+    figures: Figures
+    created_at_ms: int
+    created_by: str
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,32 +100,63 @@ def register_draft(
         StoreUnavailableError: disk full or database away; asking again may succeed.
         BuildError: what was written is no bundle that a board would take.
     """
-    bundle = _write(state_dir / RELEASES, candidate)
+    record = _Record(lineage=lineage, figures=candidate.figures, created_at_ms=now_ms, created_by=created_by)
+    bundle = _write(state_dir / RELEASES, candidate, record)
     crash_point("hub.release-written")
+    release = _register(database, bundle, record)
+    crash_point("hub.release-registered")
+    return release
+
+
+def recover_drafts(database: Database, state_dir: Path) -> list[Release]:
+    """Register the bundles that a process wrote and did not live to register; those that it did.
+
+    Raises:
+        StoreUnavailableError: they cannot be read now, or the database is away.
+    """
+    releases = state_dir / RELEASES
+    if not releases.is_dir():
+        return []
+    known = database.run(registered_bundles)
+    found = []
+    with _held(releases):
+        for record in releases.glob(f"[0-9a-f]*/{RECORD}"):
+            if record.parent.name not in known:
+                try:
+                    said = msgspec.json.decode(record.read_bytes(), type=_Record)
+                    bundle = load_bundle(record.parent / BUNDLE)
+                except (OSError, BundleError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    log.warning("release cannot be recovered folder=%s reason=%s", record.parent, error)
+                    continue
+                found.append(_register(database, bundle, said))
+                log.info("release recovered id=%d bundle=%s", found[-1].id, found[-1].bundle)
+    return found
+
+
+def _register(database: Database, bundle: Bundle, record: _Record) -> Release:
     values = {
         "model": bundle.graph.model,
         "bundle": bytes.fromhex(bundle.bundle_id),
         "graph": bytes.fromhex(bundle.graph_sha256),
         "weights": bytes.fromhex(bundle.weights_sha256),
         "state": ReleaseState.DRAFT.value,
-        "series": lineage.series,
-        "lineage": msgspec.json.encode(lineage).decode(),
-        "figures": msgspec.json.encode(candidate.figures).decode(),
-        "created_at_ms": now_ms,
-        "created_by": created_by,
+        "series": record.lineage.series,
+        "lineage": msgspec.json.encode(record.lineage).decode(),
+        "figures": msgspec.json.encode(record.figures).decode(),
+        "created_at_ms": record.created_at_ms,
+        "created_by": record.created_by,
     }
-    row = database.run(lambda c: get_release(c, insert_release(c, values)))
-    crash_point("hub.release-registered")
-    return release_of(row)
+    return release_of(database.run(lambda c: get_release(c, insert_release(c, values))))
 
 
-def _write(releases: Path, candidate: Candidate) -> Bundle:
+def _write(releases: Path, candidate: Candidate, record: _Record) -> Bundle:
     try:
         with _held(releases):
             fresh = releases / f"{_FRESH}.{os.getpid()}"
             try:
                 bundle_id = write_bundle(fresh / BUNDLE, candidate.graph, candidate.weights)
                 bundle = load_bundle(fresh / BUNDLE)
+                write_durably(fresh / RECORD, msgspec.json.encode(record))
                 place = releases / bundle_id
                 if not place.exists():
                     fresh.rename(place)

@@ -18,7 +18,7 @@ from cloud_hub.config import Config
 from cloud_hub.core.federation.guard import GuardRules
 from cloud_hub.errors import NotFoundError
 from cloud_hub.examples import CaseStore, read_examples
-from cloud_hub.registry import Release, register_draft
+from cloud_hub.registry import Release, recover_drafts, register_draft
 from cloud_hub.store.examples import ExampleFilter, example_ids
 from cloud_hub.store.releases import look_at_holdout, looked_at
 from edge_cascade.errors import BackendError, TrainingError
@@ -83,6 +83,8 @@ def train_in_hub(
         StoreError: when the store cannot be read or written now.
     """
     base = load_base(config, name)
+    for left in recover_drafts(store.database, config.state_dir):
+        say(f"release {left.id} of {left.model} was written and not registered, and is now")
     window = _window(store, base, training.rules)
     if isinstance(window, Waiting):
         return Trained(window)

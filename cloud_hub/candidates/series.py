@@ -28,7 +28,7 @@ from cloud_hub.federation.ports import (
 )
 from cloud_hub.federation.settings import SeriesSettings, guard_rules_of
 from cloud_hub.models import HubModel
-from cloud_hub.registry import register_draft
+from cloud_hub.registry import recover_drafts, register_draft
 from cloud_hub.store.releases import release_of_series
 from cloud_hub.store.store import Store
 from edge_cascade.messages import Use
@@ -57,6 +57,7 @@ class SeriesCandidates:
         self, series_id: int, model: str, base_digest: bytes, weights: Weights, lineage: Lineage
     ) -> CandidateOutcome:
         """See `MakeCandidate`."""
+        recover_drafts(self.store.database, self.state_dir)
         there = self.store.database.run(lambda c: release_of_series(c, series_id))
         if there is not None:
             return Registered(str(there["id"]))

@@ -61,6 +61,11 @@ def get_release(connection: Connection, release_id: int) -> RowMapping:
     return row
 
 
+def registered_bundles(connection: Connection) -> set[str]:
+    """The bundle ids of all releases, hexadecimal."""
+    return {bundle.hex() for bundle in connection.execute(select(_releases.c.bundle)).scalars()}
+
+
 def release_of_series(connection: Connection, series: int) -> RowMapping | None:
     """The release that a series of rounds has become."""
     return connection.execute(select(_releases).where(_releases.c.series == series)).mappings().first()

@@ -19,7 +19,7 @@ from cloud_hub.core.federation.guard import GuardRules
 from cloud_hub.errors import BuildError, ModelError
 from cloud_hub.examples import LabelledCases, read_examples
 from cloud_hub.federation import ports
-from cloud_hub.registry import register_draft, release_directory
+from cloud_hub.registry import recover_drafts, register_draft, release_directory
 from cloud_hub.store.releases import get_release, list_releases, looked_at, take_fresh
 from cloud_hub.store.store import Store
 from edge_cascade.backends.onnx import OnnxStage
@@ -294,7 +294,7 @@ def test_a_draft_is_registered_once_and_a_series_has_one(store, better, tmp_path
         store.database.run(lambda c: get_release(c, 99))
 
 
-def test_what_a_killed_process_left_is_tidied_up_or_taken_over(store, better, tmp_path, monkeypatch):
+def test_a_draft_whose_process_died_before_its_row_is_registered_later(store, better, tmp_path, monkeypatch):
     candidate = make_candidate(store, the_base(), better, WISH)
     left = tmp_path / "releases" / ".new.1"
     (left / "bundle").mkdir(parents=True)
@@ -306,10 +306,22 @@ def test_what_a_killed_process_left_is_tidied_up_or_taken_over(store, better, tm
     with monkeypatch.context() as patch:
         patch.setattr("cloud_hub.registry.crash_point", die)
         with pytest.raises(KeyboardInterrupt):
-            registered(store, tmp_path, candidate)
+            registered(store, tmp_path, candidate, series=5)
     assert not left.exists()
     assert store.database.run(list_releases) == []
-    assert registered(store, tmp_path, candidate).id == 1
+    made = SeriesCandidates(store, tmp_path, {MODEL: the_base().model})
+    assert made.make(5, MODEL, bytes(32), better, lineage_of()) == ports.Registered("1")
+    row = store.database.run(lambda c: get_release(c, 1))
+    assert (row["series"], row["created_at_ms"], row["created_by"]) == (5, 7, "test")
+    assert recover_drafts(store.database, tmp_path) == []
+
+
+def test_a_damaged_folder_is_left_alone(store, tmp_path):
+    folder = tmp_path / "releases" / ("ab" * 32)
+    folder.mkdir(parents=True)
+    (folder / "release.json").write_text("{}")
+    assert recover_drafts(store.database, tmp_path) == []
+    assert folder.exists()
 
 
 def test_a_bundle_that_boards_would_refuse_is_not_registered(store, better, tmp_path, monkeypatch):

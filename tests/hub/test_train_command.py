@@ -1,8 +1,12 @@
 """`cloud-hub train` makes a draft of uploaded cases; `cloud-hub release` and REST show it."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -120,6 +124,19 @@ def test_the_same_training_once_more_waits_for_fresh_cases(trained, hub, capsys)
         "cloud-hub: 0 fresh holdout cases for the certificate, at least "
     )
     assert json.loads(captured.out)["outcome"] == "waiting"
+
+
+@pytest.mark.parametrize("point", ["hub.release-written", "hub.release-registered"])
+def test_a_draft_survives_a_kill_before_or_after_its_row(hub, state_dir, tmp_path, capsys, point):
+    command = [sys.executable, "-m", "cloud_hub", "train", MODEL, *QUICK, "--config", tmp_path / "hub.toml"]
+    environment = os.environ | {"EDGE_CRASH_AT": point}
+    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert hub("train", MODEL, *QUICK) == CertificateError.exit_code
+    recovered = "release 1 of digit-like was written and not registered, and is now"
+    assert (recovered in capsys.readouterr().err) == (point == "hub.release-written")
+    assert hub("release", "list", "--json") == 0
+    assert [each["id"] for each in json.loads(capsys.readouterr().out)] == [1]
 
 
 def test_training_that_changes_nothing_is_refused_in_one_line(hub, capsys):
