@@ -4,6 +4,9 @@ Both are compared at one precision: the ladder of fp32 stages with the whole net
 stages with the whole in int8. `tight`: calls follow each other at once. `paced`: they come 20 ms apart, as from
 a sensor, and find cold caches. The ladder is given the sensor's reading, the whole a sample that is normalised
 already. Ratios are taken within a round: whatever else the machine does happens to both.
+
+A ladder's time is the mean over samples of the median of the exit where each leaves: one median of all would be
+that of one exit, and a mean of all would be whatever else the machine did.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from statistics import median
+from statistics import mean, median
 from typing import Final
 
 import numpy as np
@@ -23,20 +26,20 @@ from edge_cascade.bundle import Bundle
 from edge_cascade.ladder import Ladder
 from edge_cascade.policy import Plan, Precision
 from edge_cascade.preprocess import normalise
-from edge_cascade.timing import Case, Stopwatch, collector_off, measure_paced, measure_tight
+from edge_cascade.timing import Case, Stopwatch, Timing, collector_off, measure_paced, measure_tight
 from edge_daemon.models import open_stage
 
 Floats = NDArray[np.float32]
 Run = Callable[[Floats], object]
+Runner = tuple[Precision, int]
+"""A precision and how many rungs are climbed; none stands for the whole network."""
 Microseconds = dict[Precision, tuple[float, float]]
 """Of the ladder and of the whole network, a sample, in one round."""
 
 SAMPLES: Final = 500
 ROUNDS: Final = 9
 GAP_S: Final = 0.02
-
-# So many samples are one tight call: which exit answers differs between them, and the mean is what counts.
-_BATCH: Final = 50
+WHOLE: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,14 @@ class Rival:
     whole: Run
 
 
+@dataclass(frozen=True, slots=True)
+class Race:
+    """What is timed: each ladder at each of its exits, each whole network; and how far each sample climbs."""
+
+    cases: Sequence[Case[Runner]]
+    climbed: Mapping[Precision, Sequence[int]]
+
+
 def measure_times(bundle: Bundle, x: Floats, *, seconds: float = 20.0) -> Times:
     """Both ways of running, for about `seconds` each.
 
@@ -78,13 +89,11 @@ def measure_times(bundle: Bundle, x: Floats, *, seconds: float = 20.0) -> Times:
         precision: Rival(Ladder(bundle, plan, open_stage), open_whole_model(plain_network(bundle, precision)))
         for precision, plan in _plans(bundle).items()
     }
-    samples = list(x[:SAMPLES])
-    normalised = normalise(x[:SAMPLES], bundle.graph.preprocess)
-    whole = [normalised[row : row + 1] for row in range(len(samples))]
-    share = seconds / ROUNDS
+    race = _race_of(rivals, list(x[:SAMPLES]), normalise(x[:SAMPLES], bundle.graph.preprocess))
+    share, watch = seconds / ROUNDS, Stopwatch()
     with collector_off():
-        tight = [_tight_round(rivals, samples, whole, share) for _ in range(ROUNDS)]
-        paced = [_paced_round(rivals, samples, whole, share) for _ in range(ROUNDS)]
+        tight = [_round(race, measure_tight(race.cases, share, watch)) for _ in range(ROUNDS)]
+        paced = [_round(race, measure_paced(race.cases, GAP_S, share, watch)) for _ in range(ROUNDS)]
     return Times(_pairs(tight), _pairs(paced))
 
 
@@ -98,51 +107,35 @@ def _plans(bundle: Bundle) -> dict[Precision, Plan]:
     return found
 
 
-def _tight_round(
-    rivals: Mapping[Precision, Rival], samples: Sequence[Floats], whole: Sequence[Floats], seconds: float
-) -> Microseconds:
-    cases = []
+def _race_of(rivals: Mapping[Precision, Rival], samples: Sequence[Floats], normalised: Floats) -> Race:
+    whole = [normalised[row : row + 1] for row in range(len(samples))]
+    cases: list[Case[Runner]] = []
+    climbed: dict[Precision, list[int]] = {}
     for precision, rival in rivals.items():
-        cases.append(Case((precision, "ladder"), _some(rival.ladder.climb, samples, _BATCH)))
-        cases.append(Case((precision, "whole"), _some(rival.whole, whole, _BATCH)))
-    timings = measure_tight(cases, seconds, Stopwatch())
-    p50_us = {key: timing.p50_us / _BATCH for key, timing in timings.items()}
-    return {precision: (p50_us[precision, "ladder"], p50_us[precision, "whole"]) for precision in rivals}
+        climbed[precision] = [len(rival.ladder.climb(sample).exits) for sample in samples]
+        for rungs in sorted(set(climbed[precision])):
+            leaving = [
+                sample for sample, so_far in zip(samples, climbed[precision], strict=True) if so_far == rungs
+            ]
+            cases.append(Case((precision, rungs), _in_turn(rival.ladder.climb, leaving)))
+        cases.append(Case((precision, WHOLE), _in_turn(rival.whole, whole)))
+    return Race(cases, climbed)
 
 
-def _paced_round(
-    rivals: Mapping[Precision, Rival], samples: Sequence[Floats], whole: Sequence[Floats], seconds: float
-) -> Microseconds:
-    """Medians exit by exit, weighted by how many samples climb that far: one median would be one exit's."""
-    climbed = {
-        precision: np.array([len(rival.ladder.climb(sample).exits) for sample in samples])
-        for precision, rival in rivals.items()
-    }
-    cases = []
-    for precision, rival in rivals.items():
-        for rungs in np.unique(climbed[precision]):
-            some = [samples[row] for row in np.flatnonzero(climbed[precision] == rungs).tolist()]
-            cases.append(Case((precision, int(rungs)), _some(rival.ladder.climb, some, 1)))
-        cases.append(Case((precision, 0), _some(rival.whole, whole, 1)))
-    timings = measure_paced(cases, GAP_S, seconds, Stopwatch())
+def _in_turn(run: Run, samples: Sequence[Floats]) -> Callable[[], object]:
+    """A call that runs the next sample."""
+    turns = cycle(samples)
+    return lambda: run(next(turns))
+
+
+def _round(race: Race, timings: Mapping[Runner, Timing]) -> Microseconds:
     return {
         precision: (
-            float(np.mean([timings[precision, int(rungs)].p50_us for rungs in climbed[precision]])),
-            timings[precision, 0].p50_us,
+            mean(timings[precision, rungs].p50_us for rungs in climbed),
+            timings[precision, WHOLE].p50_us,
         )
-        for precision in rivals
+        for precision, climbed in race.climbed.items()
     }
-
-
-def _some(run: Run, samples: Sequence[Floats], count: int) -> Callable[[], object]:
-    """A call that runs the next `count` samples, one by one."""
-    turns = cycle(samples)
-
-    def run_some() -> None:
-        for _ in range(count):
-            run(next(turns))
-
-    return run_some
 
 
 def _pairs(rounds: Sequence[Microseconds]) -> dict[Precision, Pair]:
