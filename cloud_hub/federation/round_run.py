@@ -11,32 +11,29 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import assert_never
 
 import msgspec
 from sqlalchemy import Connection
 
 from cloud_hub.core.federation import round_events as heard
-from cloud_hub.core.federation.cohort import Eligible, select_eligible
+from cloud_hub.core.federation.cohort import select_eligible
 from cloud_hub.core.federation.round_events import Effect, Ended, Event, Phase
 from cloud_hub.core.federation.rounds import BufferRules, RoundState, next_due_s, next_round
 from cloud_hub.core.federation.screening import Reason
 from cloud_hub.core.federation.standing import is_quarantined
 from cloud_hub.federation.closing import Finding
+from cloud_hub.federation.membership import Facts, ask, eligible_of
 from cloud_hub.federation.offers import Offers
-from cloud_hub.federation.settings import SeriesSettings, terms_of
+from cloud_hub.federation.settings import terms_of
 from cloud_hub.federation.workshop import NoResultError, RoundOfSeries, Workshop
 from cloud_hub.store import schema
 from cloud_hub.store.bases import BaseRow
 from cloud_hub.store.members import (
-    FleetDevice,
     Member,
     MemberState,
     StoredUpdate,
-    bundles_of_graph,
-    fleet_of,
     judge_members,
-    note_asked,
     note_updates,
     save_members,
     save_standings,
@@ -51,9 +48,6 @@ from edge_cascade.messages import RoundTerms
 
 log = logging.getLogger(__name__)
 
-MAX_ABSENCE_MS: Final = 14 * 86_400_000
-"""A board that was not seen for so long is not asked."""
-
 Write = Callable[[Connection], None]
 
 
@@ -66,20 +60,6 @@ class Parts:
     offers: Offers
     flush: Callable[[], None]
     clock_s: Callable[[], float]
-
-
-@dataclass(slots=True)
-class Facts:
-    """What is known of a series; base and window move with its rounds."""
-
-    id: int
-    model: str
-    bundle_id: str
-    graph: bytes
-    settings: SeriesSettings
-    first_base: bytes
-    base: bytes
-    window_start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,26 +345,6 @@ class _Note:
                 state = MemberState.REJECTED
         update = self.update
         return Member(update.device, state, self.reason, None, update.num_examples, update.place.length)
-
-
-def ask(connection: Connection, model: str, round_id: str, number: int, devices: Collection[str]) -> None:
-    """Make devices members of a round that is offered to them."""
-    save_members(connection, round_id, [Member(device, MemberState.ASKED) for device in devices])
-    note_asked(connection, model, devices, number)
-
-
-def eligible_of(
-    connection: Connection, facts: Facts, names: Collection[str] | None, now_ms: int
-) -> list[Eligible]:
-    """The fleet, or those of these names, as the rules for cohorts see it."""
-    bundles = {facts.bundle_id, *bundles_of_graph(connection, facts.graph)}
-
-    def eligible(device: FleetDevice) -> Eligible:
-        runs_it = device.bundles.get(facts.model) in bundles
-        is_there = device.online or device.last_seen_ms > now_ms - MAX_ABSENCE_MS
-        return Eligible(device.name, device.online, runs_it and is_there, device.standing, device.last_round)
-
-    return [eligible(device) for device in fleet_of(connection, facts.model, names)]
 
 
 def _said(before: RoundState, after: RoundState, device: str) -> str | None:

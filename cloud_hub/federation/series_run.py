@@ -37,8 +37,9 @@ from cloud_hub.core.federation.series import (
     open_series,
 )
 from cloud_hub.federation.bases import Bases
+from cloud_hub.federation.membership import Facts, ask, eligible_of
 from cloud_hub.federation.ports import Declined, Registered, Waiting
-from cloud_hub.federation.round_run import After, Facts, Parts, RoundRun, Write, ask, eligible_of
+from cloud_hub.federation.round_run import After, Parts, RoundRun, Write
 from cloud_hub.federation.settings import SeriesSettings
 from cloud_hub.models import HubModel
 from cloud_hub.store.bases import BaseRow, lead_up_to
