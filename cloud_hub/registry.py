@@ -103,9 +103,7 @@ def register_draft(
     record = _Record(lineage=lineage, figures=candidate.figures, created_at_ms=now_ms, created_by=created_by)
     bundle = _write(state_dir / RELEASES, candidate, record)
     crash_point("hub.release-written")
-    release = _register(database, bundle, record)
-    crash_point("hub.release-registered")
-    return release
+    return _register(database, bundle, record)
 
 
 def recover_drafts(database: Database, state_dir: Path) -> list[Release]:
@@ -146,7 +144,9 @@ def _register(database: Database, bundle: Bundle, record: _Record) -> Release:
         "created_at_ms": record.created_at_ms,
         "created_by": record.created_by,
     }
-    return release_of(database.run(lambda c: get_release(c, insert_release(c, values))))
+    row = database.run(lambda c: get_release(c, insert_release(c, values)))
+    crash_point("hub.release-registered")
+    return release_of(row)
 
 
 def _write(releases: Path, candidate: Candidate, record: _Record) -> Bundle:
