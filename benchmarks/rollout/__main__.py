@@ -30,6 +30,8 @@ DROPS: Final = (0.0, 0.005, 0.01, 0.02)
 DISCORDANCES: Final = (0.02, 0.05, 0.1)
 SEED: Final = 20261127
 
+_SHOWN: Final = {Canary.AUDITS: "audits", Canary.SHADOWS: "shadows", Canary.STANDS_STILL: "shadows, still"}
+
 
 def main() -> None:
     """Simulate, print."""
@@ -54,7 +56,6 @@ def main() -> None:
             "halted",
             "before 50 %",
             "done",
-            "open",
             "audits",
             "live pairs",
             "live sent",
@@ -88,11 +89,10 @@ def _quality_row(case: Case, courses: Sequence[Course]) -> tuple[str, ...]:
     halted = [each for each in courses if each.phase is Phase.HALTED]
     return (
         f"{100 * case.drop:g} points, {100 * case.discordant:g} %",
-        str(case.canary),
+        _SHOWN[case.canary],
         _share(len(halted), len(courses)),
         _share(sum(each.wave < BEFORE_HALF for each in halted), len(courses)),
         _share(sum(each.phase is Phase.DONE for each in courses), len(courses)),
-        _share(sum(each.phase is Phase.RUNNING for each in courses), len(courses)),
         _spread([each.audits for each in courses]),
         _spread([each.shadowed for each in courses]) if case.canary != Canary.AUDITS else "-",
         _spread([each.differing for each in courses]) if case.canary != Canary.AUDITS else "-",
