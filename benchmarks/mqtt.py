@@ -111,12 +111,12 @@ def serve_all(
     own, other = cores
     broker_port = free_port()
     configuration = directory / "mosquitto.conf"
-    configuration.write_text(_BROKER.format(port=broker_port), encoding="utf-8")
+    configuration.write_text(BROKER.format(port=broker_port), encoding="utf-8")
     mosquitto = find_mosquitto()
     if mosquitto is None:
         raise SystemExit("benchmarks.mqtt: no mosquitto (apt-get install mosquitto)")
     stack.enter_context(running("mosquitto", [mosquitto, "-c", str(configuration)], directory, other))
-    _wait_for_port(broker_port)
+    wait_for_port(broker_port)
     hub = [sys.executable, "-m", "benchmarks.acknowledging_hub", "--port", str(broker_port)]
     stack.enter_context(running("hub", hub, directory, other))
 
@@ -143,7 +143,7 @@ def serve_all(
         )
         command = [sys.executable, "-m", "edge_daemon", "run", "--config", str(config)]
         process = stack.enter_context(running(f"device-{root}", command, directory, own))
-        _wait_until_ready(port)
+        wait_until_ready(port)
         subjects.append(Subject(name, root, process.pid, port))
     minimal = [sys.executable, "-m", "benchmarks.minimal_loop", "--port", str(broker_port), "--root", "c"]
     minimal += ["--model", str(built.plain_model), "--qos", str(qos)]
@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--qos", type=int, choices=(0, 1), default=1, help="of samples and results")
     options = parse_options(parser)
     print(machine_line())
-    own, other = _cores()
+    own, other = choose_cores()
     if other is not None:
         os.sched_setaffinity(0, {other})
     with ExitStack() as stack:
@@ -300,7 +300,7 @@ def _wait_until_answering(
                 raise SystemExit(f"benchmarks.mqtt: {subject.name} does not answer")
 
 
-def _wait_for_port(port: int) -> None:
+def wait_for_port(port: int) -> None:
     import socket
 
     for _ in range(500):
@@ -311,7 +311,7 @@ def _wait_for_port(port: int) -> None:
     raise SystemExit("benchmarks.mqtt: mosquitto did not start")
 
 
-def _wait_until_ready(port: int) -> None:
+def wait_until_ready(port: int) -> None:
     for _ in range(1000):
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1.0):
@@ -329,13 +329,13 @@ def _metric(port: int, name: str) -> int:
     )
 
 
-def _cores() -> tuple[int | None, int | None]:
+def choose_cores() -> tuple[int | None, int | None]:
     """The core of the subjects and the one of everything else; (None, None) where there is only one."""
     available = sorted(os.sched_getaffinity(0))
     return (available[1], available[0]) if len(available) > 1 else (None, None)
 
 
-_BROKER: Final = """\
+BROKER: Final = """\
 listener {port} 127.0.0.1
 allow_anonymous true
 set_tcp_nodelay true
