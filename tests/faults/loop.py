@@ -17,6 +17,7 @@ from tests.identity.party import Party, tls_context
 from tests.services import free_port
 
 SENSOR = "probe-1"
+SENSORS = {SENSOR: DEVICE}
 
 
 def toml(**tables):
@@ -31,9 +32,12 @@ def toml(**tables):
 
 
 class Loop:
-    """Everything together, and the accounts for it. With `mutual_tls` one broker serves both purposes."""
+    """Everything together, and the accounts for it. With `mutual_tls` one broker serves both purposes.
 
-    def __init__(self, folder, model_dir, *, mutual_tls=False):
+    `sensors`: each with the device that it feeds; `device` and `sensor` are the first of each.
+    """
+
+    def __init__(self, folder, model_dir, *, mutual_tls=False, sensors=SENSORS):
         self.folder = folder
         self.model_dir = model_dir
         self.plan = load_bundle(model_dir / "bundle").plan(None)
@@ -53,9 +57,9 @@ class Loop:
             encoding="utf-8",
         )
         self.hub = Hub(config, http_port, folder / "hub", folder / "hub.log")
-        self._make_accounts()
+        self._make_accounts(sensors)
         self.device = self.new_device("device")
-        self.sensor = Sensor(self.connect_as(SENSOR), SENSOR, model_dir)
+        self.sensor = self.new_sensor(SENSOR, DEVICE)
 
     def start(self):
         """Whatever of brokers, hub and sensor is not running."""
@@ -76,22 +80,26 @@ class Loop:
             ):
                 last_first.callback(end)
 
-    def new_device(self, name, **more):
-        """The device with a disk of its own; only one at a time can run."""
+    def new_sensor(self, name, device):
+        """A sensor that has an account to feed this device."""
+        return Sensor(self.connect_as(name), name, self.model_dir, device=device)
+
+    def new_device(self, name, *, device=DEVICE, **more):
+        """A device with a disk of its own; of one id only one at a time can run."""
         port, state_dir, config = free_port(), self.folder / name, self.folder / f"{name}.toml"
-        credential = self.credential(DEVICE, self._keys)
+        credential = self.credential(device, self._keys)
         tables = {
-            "device": {"id": DEVICE, "state_dir": str(state_dir), "drain_s": 2.0},
+            "device": {"id": device, "state_dir": str(state_dir), "drain_s": 2.0},
             # Point 0 escalates everything.
             "models": [{"bundle": str(self.model_dir / "bundle"), "point": 0}],
             "inlet": {"max_payload_bytes": 100_000},
             "inlet__broker": {"port": self.site_broker.port, **credential},
             "inlet__sources": [
-                {"topic": f"sensors/{DEVICE}/{{sensor}}", "format": "float32le"},
-                {"topic": f"sensors/{DEVICE}/json/{{sensor}}", "format": "json"},
-                {"topic": f"sensors/{DEVICE}/npy/{{sensor}}", "format": "npy"},
+                {"topic": f"sensors/{device}/{{sensor}}", "format": "float32le"},
+                {"topic": f"sensors/{device}/json/{{sensor}}", "format": "json"},
+                {"topic": f"sensors/{device}/npy/{{sensor}}", "format": "npy"},
             ],
-            "results": {"prefix": f"results/{DEVICE}"},
+            "results": {"prefix": f"results/{device}"},
             "hub": {"batch_linger_s": 0.05, "ack_timeout_s": 2.0},
             "hub__broker": {"port": self.hub_broker.port, **credential},
             "audit": {"rate": 0.0},
@@ -158,21 +166,22 @@ class Loop:
         """Every log that holds one."""
         return [log.name for log in sorted(self.folder.glob("*.log")) if "Traceback" in log.read_text()]
 
-    def _make_accounts(self):
+    def _make_accounts(self, sensors):
         certificate = ["--certificate"] if self.mutual_tls else []
         user = ["--user", "root"] if os.geteuid() == 0 else []
         if self.mutual_tls:
-            self._command("broker", "certificate", "--host", "localhost", "127.0.0.1")
-        self._command("device", "add", DEVICE, "--out", self._keys, *certificate)
-        self._command("sensor", "add", SENSOR, "--device", DEVICE, "--out", self._keys, *certificate)
+            self.command("broker", "certificate", "--host", "localhost", "127.0.0.1")
+        for sensor, device in sensors.items():
+            self.command("device", "add", device, "--out", self._keys, *certificate)
+            self.command("sensor", "add", sensor, "--device", device, "--out", self._keys, *certificate)
         for broker in dict.fromkeys((self.hub_broker, self.site_broker)):
             security = ["--mutual-tls"] if self.mutual_tls else []
-            self._command("broker", "config", "--out", broker.folder, "--port", broker.port, *user, *security)
-        self.hub.token = self._command(
+            self.command("broker", "config", "--out", broker.folder, "--port", broker.port, *user, *security)
+        self.hub.token = self.command(
             "token", "create", "test", "--scope", "read", "--scope", "label"
         ).strip()
 
-    def _command(self, *words):
+    def command(self, *words):
         """`cloud-hub WORDS`, in this process to save the start of one; what it printed."""
         said, complained = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):

@@ -65,6 +65,10 @@ class Program:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def log(self):
         return self._log_file.read_text(encoding="utf-8") if self._log_file.exists() else ""
 
@@ -223,6 +227,10 @@ class Device:
     def spooled_cases(self):
         """How many cases lie on the disk of a device that is not running."""
         return self._spool("SELECT count(*) FROM item JOIN batch_key ON key_no = no WHERE kind = 1")[0][0]
+
+    def spooled_updates(self):
+        """How many client updates lie on the disk of a device that is not running."""
+        return self._spool("SELECT count(*) FROM item JOIN batch_key ON key_no = no WHERE kind = 2")[0][0]
 
     def dropped_cases(self):
         """The drop counters on the disk of a device that is not running: count by reason and kind."""

@@ -25,17 +25,18 @@ class Sensor:
     Its session outlives the broker's orderly restart, so nothing that was published for it is missed.
     """
 
-    def __init__(self, connect, account, model_dir):
+    def __init__(self, connect, account, model_dir, *, device=DEVICE):
         self.answers = defaultdict(list)
         self.verdicts = defaultdict(list)
         self.samples = {}
         self.messages_per_sample = 1
+        self._device = device
         self._numbers = count()
         self._bundle = load_bundle(model_dir / "bundle")
         self._full = open_whole_model((model_dir / "full.onnx").read_bytes())
         self._subscribed = threading.Event()
         self._client = paho.Client(CallbackAPIVersion.VERSION2, account, protocol=paho.MQTTv5)
-        self._client.on_connect = lambda client, *_: client.subscribe(f"results/{DEVICE}/#", qos=1)
+        self._client.on_connect = lambda client, *_: client.subscribe(f"results/{device}/#", qos=1)
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._receive
         self._client.max_inflight_messages_set(1000)
@@ -75,7 +76,7 @@ class Sensor:
     def publish(self, topic, payload):
         """Any payload, to a topic below the device's sensors."""
         wait_until(self._client.is_connected, "the sensor's broker")
-        return self._client.publish(f"sensors/{DEVICE}/{topic}", payload, qos=1)
+        return self._client.publish(f"sensors/{self._device}/{topic}", payload, qos=1)
 
     def wait_answered(self, names):
         wait_until(lambda: all(self.answers[name] for name in names), f"answers to {names}")
