@@ -108,12 +108,21 @@ class InferenceThread:
                 self._give_up(batch, error)
                 continue
             for item, outcome in zip(batch, outcomes, strict=True):
-                if self._observe is not None:
-                    # Before the answer leaves, so that a label for it finds the sample.
-                    self._observe(item.model, item.sample, outcome)
+                # Before the answer leaves, so that a label for it finds the sample.
+                self._show(item, outcome)
                 self._publish(outcome)
                 self._tally.count_outcome(pipeline, outcome)
                 self._finish(pipeline, item, outcome)
+
+    def _show(self, item: Queued, outcome: Outcome) -> None:
+        if self._observe is None:
+            return
+        try:
+            self._observe(item.model, item.sample, outcome)
+        except Exception:
+            # Whoever learns from samples must not keep them from being answered.
+            if self._burst.note(now_s=time.monotonic()) is not None:
+                log.exception("sample not learned from sensor=%s", item.sample.sensor)
 
     def _finish(self, pipeline: Pipeline, item: Queued, outcome: Outcome) -> None:
         if outcome.case is None:

@@ -49,7 +49,7 @@ class Pipeline:
 
 
 class Rig:
-    def __init__(self):
+    def __init__(self, observe=None):
         self.pipeline = Pipeline()
         self.published, self.counted, self.acknowledged, self.shed = [], [], [], []
         self.failed = 0
@@ -63,6 +63,7 @@ class Rig:
             submit=self.submit,
             tally=self,
             on_failed=self.note_failed,
+            observe=observe,
         )
 
     def submit(self, _, case):
@@ -144,3 +145,14 @@ def test_a_stuck_sample_is_seen_and_stopping_does_not_wait_for_ever(rig):
     rig.pipeline.gate.set()
     assert rig.thread.stop(WAIT_S)
     assert rig.thread.stuck_s() == 0
+
+
+def test_a_learner_that_cannot_look_at_a_sample_keeps_no_answer_back(caplog):
+    def observe(model, sample, outcome):
+        raise MemoryError
+
+    rig = Rig(observe)
+    rig.put("a", "b")
+    rig.run()
+    assert (rig.published, rig.failed, rig.acknowledged) == (["a", "b"], 0, [1, 2])
+    assert caplog.text.count("not learned from") == 1
