@@ -7,6 +7,7 @@ CascadeError
 │   └── HostileFileError  a model file that asks for something no honest file needs
 ├── BackendError       a runtime that refused a stage or failed while running it
 ├── TrainingError      examples or a schedule that nothing can be learned from
+│   └── DivergedError  a training that has left weights worse than it began with
 └── SettingsError      a configuration file or variable that cannot be meant: one line
 """
 
@@ -43,6 +44,10 @@ class BackendError(CascadeError):
 
 class TrainingError(CascadeError):
     """Examples or a schedule that nothing can be learned from."""
+
+
+class DivergedError(TrainingError):
+    """A training that has left weights worse than those it began with."""
 
 
 class SettingsError(CascadeError):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_cascade.errors import TrainingError
+from edge_cascade.errors import DivergedError, TrainingError
 from edge_cascade.weights import FloatArray, Weights
+
+MAX_LOSS_GAIN: Final = 0.1
+"""Nats. Descent near an optimum trembles by less; a learning rate that is too high goes far beyond."""
 
 
 class TrainStep(Protocol):
@@ -56,6 +59,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.x)
 
+    def take(self, chosen: NDArray[np.intp]) -> Examples:
+        """Those with these indices."""
+        return Examples(self.x[chosen], self.targets[chosen], self.weight[chosen])
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -92,7 +99,8 @@ def train(
 
     Raises:
         BackendError: when a step cannot be run.
-        TrainingError: without examples, or when loss or weights stop being finite.
+        DivergedError: when loss or weights stop being finite.
+        TrainingError: without examples.
     """
     if len(examples) == 0:
         raise TrainingError("there is no example to learn from")
@@ -111,7 +119,7 @@ def train(
                 proximal=schedule.prox_mu,
             )
             if not np.isfinite(loss):
-                raise TrainingError(
+                raise DivergedError(
                     f"the loss became {loss}: the learning rate {schedule.learning_rate:g} is too high here"
                 )
             total += loss * len(chosen)
@@ -119,8 +127,45 @@ def train(
     weights = step.weights()
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise TrainingError(f"parameter {name!r} left the range of float32")
+            raise DivergedError(f"parameter {name!r} left the range of float32")
     return Trained(weights, losses[0], losses[-1])
+
+
+def mean_loss(step: TrainStep, weights: Weights, examples: Examples, *, batch_size: int) -> float:
+    """The loss of weights over examples, averaged by sample weight; the step's own parameters are lost.
+
+    Raises:
+        BackendError: when the step cannot be run.
+    """
+    step.begin(weights)
+    total, whole = 0.0, 0.0
+    for start in range(0, len(examples), batch_size):
+        part = slice(start, start + batch_size)
+        share = float(examples.weight[part].sum())
+        total += share * step.step(
+            examples.x[part],
+            examples.targets[part],
+            examples.weight[part],
+            learning_rate=0.0,
+            momentum=0.0,
+            proximal=0.0,
+        )
+        whole += share
+    return total / whole if whole > 0 else 0.0
+
+
+def refuse_worse(before: float, after: float) -> None:
+    """What a training did to the loss on its own examples; others need not see weights that it ruined.
+
+    Raises:
+        DivergedError: when it is worse by more than `MAX_LOSS_GAIN`.
+    """
+    # Written so that NaN is worse.
+    if not after <= before + MAX_LOSS_GAIN:
+        raise DivergedError(
+            f"the loss on its own examples went from {before:.4g} to {after:.4g}: the learning rate is too "
+            "high here"
+        )
 
 
 def one_hot(labels: NDArray[np.integer], classes: int) -> FloatArray:

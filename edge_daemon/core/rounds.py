@@ -14,7 +14,7 @@ Rules:
   2015). Bases that are not what the offer names are asked for from zeros, and given up after
   `BAD_BASES_A_ROUND`.
 - A training that fails is tried at most `TRAININGS_A_ROUND` times in a round, whatever became of its offer
-  in between; one that was stopped did not fail.
+  in between; one that was stopped did not fail. One that diverged is not tried again.
 
 Time is an argument, and so is chance.
 """
@@ -277,9 +277,9 @@ def _failed(
     round_id = offer.terms.round_id
     failures = state.failures.get(round_id, 0) + 1
     state = replace(state, failures=_remembered({**state.failures, round_id: failures}))
-    if failures >= TRAININGS_A_ROUND:
-        note = Note(Declined.FAILED, event.reason)
-        return replace(state, phase=Phase.IDLE, offer=None), [note]
+    if failures >= TRAININGS_A_ROUND or event.why is Declined.DIVERGED:
+        state = _give_up(state, round_id)
+        return replace(state, phase=Phase.IDLE, offer=None), [Note(event.why, event.reason)]
     return replace(state, phase=Phase.OFFERED, due_s=now_s + _pause_s(failures, rng)), []
 
 

@@ -37,6 +37,8 @@ class Declined(enum.StrEnum):
     """Bad vitals, another model trains, or the last update is not settled."""
     BAD_BASE = "bad_base"
     FAILED = "training_failed"
+    DIVERGED = "diverged"
+    """Training by these terms makes the weights worse on the board's own examples."""
     EXPIRED = "expired"
     CLEARED = "cleared"
     REPLACED = "replaced"
@@ -86,9 +88,10 @@ class TrainingDone:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailed:
-    """The training that runs has ended without one."""
+    """The training that runs has ended without one. `why`: `FAILED`, or `DIVERGED` and so would the next."""
 
     reason: str
+    why: Declined = Declined.FAILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ the system does not permit is told in the result and done without.
 Its standard input is a pipe that nobody writes to: once the other end is gone, so is the daemon, and the
 training ends with the next batch.
 
-Exit codes: 0 there is a result; 3 there is none, and the last line of stderr says why. Anything else is a
-crash.
+Exit codes: 0 there is a result; 3 there is none, and 4 there is none because training made the weights worse
+on the board's own examples: the last line of stderr says why. Anything else is a crash.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 3
+EXIT_DIVERGED: Final = 4
+JUDGED_EXAMPLES: Final = 512
+"""As many are looked at before and after: enough to tell ruin from learning, however many train."""
 IDLE_NICE: Final = 19
 _FIRST_TO_GO: Final = "1000"
 _MAX_FILE_BYTES: Final = 2**30
@@ -42,7 +45,7 @@ def main(arguments: list[str]) -> int:
     directory = Path(arguments[0])
     # Before anything heavy is loaded.
     refused = lower_priority(int(arguments[1]))
-    from edge_cascade.errors import CascadeError, first_line
+    from edge_cascade.errors import CascadeError, DivergedError, first_line
     from edge_daemon.training.job import read_job
 
     try:
@@ -52,7 +55,7 @@ def main(arguments: list[str]) -> int:
     except (CascadeError, OSError, MemoryError) as error:
         what = "out of the memory it may use" if isinstance(error, MemoryError) else first_line(error)
         sys.stderr.write(f"{what}\n")
-        return EXIT_FAILED
+        return EXIT_DIVERGED if isinstance(error, DivergedError) else EXIT_FAILED
     return EXIT_DONE
 
 
@@ -60,6 +63,7 @@ def run_job(directory: Path, job: Job, refused: list[str], *, started_s: float) 
     """Train, make the update, leave the result.
 
     Raises:
+        DivergedError: when the weights are worse after training.
         CascadeError: for a job that is damaged, or from which nothing can be learned.
         OSError: when the disk does not take or give something.
     """
@@ -69,7 +73,7 @@ def run_job(directory: Path, job: Job, refused: list[str], *, started_s: float) 
     from edge_cascade.onnx_file import inspect_model
     from edge_cascade.round_terms import MILLION
     from edge_cascade.train_step import read_train_step
-    from edge_cascade.training import Schedule, train
+    from edge_cascade.training import Schedule, mean_loss, refuse_worse, train
     from edge_daemon.training.arrays import dump_arrays
     from edge_daemon.training.job import (
         STEP_FILE,
@@ -92,8 +96,11 @@ def run_job(directory: Path, job: Job, refused: list[str], *, started_s: float) 
     _check_base({name: array.shape for name, array in base.items()}, dict(model.shapes))
     drawn = read_examples(directory, classes=job.classes)
     examples = make_examples(drawn, terms, job.preprocess, classes=job.classes)
+    judges = examples.take(np.random.default_rng(job.seed + 1).permutation(len(examples))[:JUDGED_EXAMPLES])
+    step = OnnxTrainStep(model)
+    before = mean_loss(step, base, judges, batch_size=terms.batch_size)
     trained = train(
-        OnnxTrainStep(model),
+        step,
         base,
         examples,
         Schedule(
@@ -106,6 +113,7 @@ def run_job(directory: Path, job: Job, refused: list[str], *, started_s: float) 
         rng=np.random.default_rng(job.seed),
         on_batch=_parent_watch(),
     )
+    refuse_worse(before, mean_loss(step, trained.weights, judges, batch_size=terms.batch_size))
     made = make_update(
         base,
         trained.weights,

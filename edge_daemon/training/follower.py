@@ -28,6 +28,7 @@ from edge_daemon.core.rounds_events import (
     BaseArrived,
     BaseFailed,
     Cleared,
+    Declined,
     Effect,
     Event,
     Note,
@@ -47,6 +48,7 @@ from edge_daemon.core.rounds_events import (
 )
 from edge_daemon.core.spooling import DropReason, update_item
 from edge_daemon.core.vitals import Vitals, VitalsLimits, decide_may_train
+from edge_daemon.training.child import EXIT_DIVERGED
 from edge_daemon.training.inbox import (
     Appended,
     ChildEnded,
@@ -352,7 +354,8 @@ class Follower:
         outcome = outcome_of(training.directory, code, training.terms)
         self._remove(training.directory)
         if isinstance(outcome, str):
-            self._feed(learner, self._failed(learner, outcome))
+            why = Declined.DIVERGED if code == EXIT_DIVERGED else Declined.FAILED
+            self._feed(learner, self._failed(learner, outcome, why))
             return
         crash_point("device.round-trained")
         metrics = self._around.metrics
@@ -371,10 +374,10 @@ class Follower:
         learner.finished = Finished(training.terms, outcome)
         self._feed(learner, TrainingDone())
 
-    def _failed(self, learner: Learner, reason: str) -> TrainingFailed:
+    def _failed(self, learner: Learner, reason: str, why: Declined = Declined.FAILED) -> TrainingFailed:
         self._around.metrics.trainings_failed.add(learner.model)
         log.warning("training failed model=%s: %s", learner.model, reason)
-        return TrainingFailed(reason)
+        return TrainingFailed(reason, why)
 
     def _end_training(self) -> None:
         training, self._training = self._training, None

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from edge_cascade.errors import ProtocolError
 from edge_cascade.messages import RoundTerms
-from edge_daemon.training.child import EXIT_DONE, EXIT_FAILED
+from edge_daemon.training.child import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED
 from edge_daemon.training.job import LOG_FILE, Result, read_result
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def outcome_of(directory: Path, code: int, terms: RoundTerms) -> Result | str:
         except (OSError, ProtocolError) as error:
             return f"the result cannot be read: {error}"
     words = _last_words(directory / LOG_FILE)
-    if code == EXIT_FAILED:
+    if code in {EXIT_FAILED, EXIT_DIVERGED}:
         return words or "the child said nothing"
     if code < 0:
         return f"the child was ended by {_signal_name(-code)}"

@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_cascade.deltas import encode_delta
-from edge_cascade.errors import ProtocolError, TrainingError
+from edge_cascade.errors import DivergedError, ProtocolError, TrainingError
 from edge_cascade.messages import RoundTerms
 from edge_cascade.round_terms import decode_terms, encode_terms, is_signed, public_key_of, sign_terms
-from edge_cascade.training import Examples, Schedule, one_hot, softened, train
+from edge_cascade.training import (
+    MAX_LOSS_GAIN,
+    Examples,
+    Schedule,
+    mean_loss,
+    one_hot,
+    refuse_worse,
+    softened,
+    train,
+)
 from edge_cascade.weights import (
     FROM_ZEROS,
     climb_chain,
@@ -109,7 +118,7 @@ def test_nothing_to_learn_from_is_said():
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
 def test_a_rate_that_runs_away_is_named():
-    with pytest.raises(TrainingError, match=r"loss became .*: the learning rate 1e\+30 is too high"):
+    with pytest.raises(DivergedError, match=r"loss became .*: the learning rate 1e\+30 is too high"):
         train(
             Slope(),
             {"w": np.zeros(1, np.float32)},
@@ -117,6 +126,31 @@ def test_a_rate_that_runs_away_is_named():
             Schedule(9, 4, 1e30),
             rng=np.random.default_rng(0),
         )
+
+
+def test_a_mean_loss_is_that_of_all_examples_by_weight_and_moves_nothing(tiny_bundle):
+    from edge_cascade.backends.onnx import OnnxTrainStep
+
+    step = tiny_bundle.train_step
+    rng = np.random.default_rng(3)
+    data = Examples(
+        rng.standard_normal((10, *step.input_shape)).astype(np.float32),
+        one_hot(rng.integers(0, step.classes, 10), step.classes),
+        rng.uniform(0.1, 1.0, 10).astype(np.float32),
+    )
+    runner = OnnxTrainStep(step)
+    base = tiny_bundle.parameters()
+    in_parts = mean_loss(runner, base, data, batch_size=3)
+    assert all(np.array_equal(array, base[name]) for name, array in runner.weights().items())
+    assert in_parts == pytest.approx(mean_loss(runner, base, data, batch_size=10), rel=1e-5)
+    assert mean_loss(runner, base, data.take(np.arange(0)), batch_size=3) == 0.0
+
+
+def test_a_training_may_tremble_and_must_not_ruin():
+    refuse_worse(0.0, MAX_LOSS_GAIN)
+    for after in (0.2, float("inf"), float("nan")):
+        with pytest.raises(DivergedError, match="own examples went from 0 to"):
+            refuse_worse(0.0, after)
 
 
 def test_targets_are_rows_that_sum_to_one():

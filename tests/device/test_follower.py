@@ -24,6 +24,7 @@ from edge_daemon.core.vitals import Vitals, VitalsLimits
 from edge_daemon.errors import SpoolError
 from edge_daemon.metrics import Metrics
 from edge_daemon.training.arrays import dump_arrays, load_arrays
+from edge_daemon.training.child import EXIT_DIVERGED
 from edge_daemon.training.follower import Follower
 from edge_daemon.training.inbox import Surroundings
 from edge_daemon.training.job import Result, read_base, read_job, read_residual, write_result
@@ -398,6 +399,16 @@ def test_a_failed_child_is_tried_once_more_and_then_left(world, tiny_bundle):
     world.offer(terms_for(tiny_bundle, "round-2"))
     world.child(2).succeed()
     world.appended()
+
+
+def test_a_training_that_diverged_is_not_tried_again_and_sends_nothing(world, tiny_bundle):
+    world.offer(terms_for(tiny_bundle))
+    world.child().on_end(EXIT_DIVERGED)
+    wait_until(lambda: world.count("rounds_declined", "diverged") == 1)
+    world.offer(terms_for(tiny_bundle))
+    world.offer(terms_for(tiny_bundle, "round-2"))
+    world.child(1).succeed()
+    assert world.appended().round_id == "round-2"
 
 
 def test_an_update_that_the_spool_refuses_is_given_again_and_is_the_same(world, tiny_bundle):

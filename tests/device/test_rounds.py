@@ -209,6 +209,13 @@ def test_a_failed_training_is_tried_twice_a_round_even_across_a_cleared_offer():
     course.offered(terms("round-2"))
 
 
+def test_a_training_that_diverged_gives_its_round_up_at_once():
+    course = Course().training()
+    assert course.feed(TrainingFailed("x", Declined.DIVERGED)) == [Note(Declined.DIVERGED, "x")]
+    assert course.feed(Offered(terms(), 500.0)) == []
+    assert next_due_s(course.state) is None
+
+
 def test_an_update_that_the_disk_does_not_take_is_given_again():
     course = Course().training()
     course.feed(TrainingDone())

@@ -17,7 +17,7 @@ from edge_cascade.training import Schedule, train
 from edge_cascade.weights import difference, shapes_of
 from edge_daemon.core.examples import Origin
 from edge_daemon.training.arrays import dump_arrays, load_arrays
-from edge_daemon.training.child import EXIT_DONE, EXIT_FAILED
+from edge_daemon.training.child import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED
 from edge_daemon.training.job import (
     BASE_FILE,
     EXAMPLES_FILE,
@@ -196,8 +196,17 @@ def test_a_learning_rate_that_is_too_high_is_said(write, end, tiny_bundle):
     of = terms_for(tiny_bundle, learning_rate_ppm=10**9, epochs=20)
     directory = write(of)
     code = end(directory)
-    assert code == EXIT_FAILED
+    assert code == EXIT_DIVERGED
     assert "learning rate" in outcome_of(directory, code, of)
+
+
+def test_weights_that_training_made_worse_are_no_result(write, end, tiny_bundle):
+    of = terms_for(tiny_bundle, learning_rate_ppm=2_000_000, momentum_ppm=0, epochs=1)
+    directory = write(of)
+    code = end(directory)
+    assert code == EXIT_DIVERGED
+    assert "the loss on its own examples went from" in outcome_of(directory, code, of)
+    assert not (directory / RESULT_FILE).exists()
 
 
 def test_a_round_without_a_usable_example_is_said(write, end, tiny_bundle):
