@@ -173,7 +173,7 @@ class TestGoldenBytes:
         code, payload = ENCODINGS.index(encoding), bytes.fromhex(GOLDEN_PAYLOADS[encoding])
         data = encode_delta(SMALL, encoding, top_share=0.5)
         header = bytes((1, code)) + bytes.fromhex(GOLDEN_DIGEST)
-        if encoding == "fp32":  # the only one that deflate makes smaller
+        if encoding == "fp32":  # the only one that deflate makes much smaller
             header = bytes((1, 0x80)) + bytes.fromhex(GOLDEN_DIGEST) + struct.pack("<I", len(payload))
             payload = deflate_bytes(payload)
         assert data.hex() == (header + payload).hex()
@@ -190,6 +190,11 @@ class TestGoldenBytes:
         assert bytes.fromhex(written) == raw(
             ENCODINGS.index(encoding), bytes.fromhex(GOLDEN_PAYLOADS[encoding]), SHAPES
         )
+
+    def test_floats_are_deflated_only_where_it_saves_a_tenth(self):
+        delta = normal_delta(0, w=(10_000,))
+        assert len(encode_delta(delta, "fp32")) == 10 + 40_000
+        assert len(deflate_bytes(delta["w"].tobytes())) < 40_000
 
     def test_a_deflated_payload_has_its_length_before_it(self):
         delta = {"w": np.zeros(100, np.float32)}
