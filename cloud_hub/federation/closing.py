@@ -1,21 +1,30 @@
 """From the committed updates of a round to what they together say, in the memory of a few models.
 
-Deltas are read one after the other, twice: once for their norms, once to be counted (see
-`core.federation.screening`). What cannot be decoded is a rejection like any other. Nothing is written here.
+Deltas are read one after the other, and counted as they are read. Only where one turns out to be longer than
+the cohort's norms allow, all are read and counted anew with that bound (see `core.federation.screening`).
+What cannot be decoded is a rejection like any other. Nothing is written here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cloud_hub.core.federation.aggregation import AggregationError
-from cloud_hub.core.federation.screening import Reason, Rejected, RoundSpec, Verdict, screen_cohort
+from cloud_hub.core.federation.screening import (
+    Accepted,
+    Reason,
+    Rejected,
+    RoundSpec,
+    Verdict,
+    decide_max_norm,
+    screen_each,
+)
 from cloud_hub.core.federation.server import ServerState
 from cloud_hub.core.federation.standing import Standing, next_standing
-from cloud_hub.core.federation.strategies import Outcome, Strategy
-from cloud_hub.core.federation.update import Update, Weights
+from cloud_hub.core.federation.strategies import Outcome, Round, Strategy
+from cloud_hub.core.federation.update import Layout, Update, Weights
 from cloud_hub.errors import NotFoundError
 from cloud_hub.store.deliveries import Place
 from cloud_hub.store.members import StoredUpdate
@@ -73,42 +82,61 @@ def close_votes(
         AggregationError: when the result leaves the range of float32.
         StoreUnavailableError: when an update cannot be read now.
     """
+    max_norm = spec.norm_rule.max_norm
+    count = _count(votes, spec, strategy.begin(base), max_norm=max_norm, round_number=round_number)
+    bound = decide_max_norm(count.norms, spec.norm_rule)
+    if max(count.norms, default=0.0) > bound:
+        # A second buffer beside the first would be twice the memory of a robust strategy.
+        del count
+        count = _count(votes, spec, strategy.begin(base), max_norm=bound, round_number=round_number)
+    outcome = count.round.finish(state) if count.round.votes else None
+    return Closed(outcome, count.findings, count.standings)
+
+
+@dataclass(slots=True, eq=False)
+class _Count:
+    """What one reading of all votes came to. `norms` are those of the well-formed ones."""
+
+    round: Round
+    standings: dict[str, Standing]
+    findings: list[Finding] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+
+def _count(votes: Votes, spec: RoundSpec, round_: Round, *, max_norm: float, round_number: int) -> _Count:
     unread: dict[str, _Unread] = {}
-    round_ = strategy.begin(base)
-    findings: list[Finding] = []
-    standings = dict(votes.standings)
-    counted = 0
+    count = _Count(round_, dict(votes.standings))
+    standings, findings = count.standings, count.findings
 
     def note(device: str, verdict: Verdict) -> None:
         if device in standings:
             standings[device] = next_standing(standings[device], verdict, round_number=round_number)
 
-    for verdict in screen_cohort(lambda: _decoded(votes, base, unread), spec):
+    for verdict in screen_each(_decoded(votes, spec.layout, unread), spec, max_norm=max_norm):
         match verdict:
             case Rejected(device, reason, detail):
                 note(device, verdict)
                 findings.append(Finding(device, reason, detail))
-            case _:
+            case Accepted(update, norm):
+                count.norms.append(norm)
                 try:
                     round_.add(verdict)
                 except AggregationError as error:
-                    findings.append(Finding(verdict.update.device, Reason.MALFORMED, str(error)))
+                    findings.append(Finding(update.device, Reason.MALFORMED, str(error)))
                     continue
-                note(verdict.update.device, verdict)
-                findings.append(Finding(verdict.update.device))
-                counted += 1
+                note(update.device, verdict)
+                findings.append(Finding(update.device))
     for device, (why, is_ours) in unread.items():
         rejected = Rejected(device, Reason.MALFORMED, why)
         if not is_ours:
             note(device, rejected)
         findings.append(Finding(device, rejected.reason, why))
-    return Closed(round_.finish(state) if counted else None, findings, standings)
+    return count
 
 
-def _decoded(votes: Votes, base: Weights, unread: dict[str, _Unread]) -> Iterator[Update]:
-    """The updates that can be read; the others go into `unread`, the same ones at every reading."""
-    shapes = {name: array.shape for name, array in base.items()}
-    max_bytes = sum(array.nbytes for array in base.values())
+def _decoded(votes: Votes, layout: Layout, unread: dict[str, _Unread]) -> Iterator[Update]:
+    """The updates that can be read; the others go into `unread`."""
+    shapes, max_bytes = dict(layout.tensors), 4 * layout.size
     for stored in votes.updates:
         try:
             content = votes.read(stored.place)

@@ -93,6 +93,25 @@ def test_a_store_that_is_away_ends_the_closing_and_not_the_vote():
         close([vote("d1", delta(1.0))], read=read)
 
 
+def test_votes_are_read_once_unless_one_is_longer_than_the_others_allow():
+    reads = []
+
+    def read(place):
+        reads.append(place)
+        return place.blob
+
+    honest = [vote(f"d{index}", delta(1.0)) for index in range(5)]
+    closed = close(honest, read=read)
+    assert (closed.counted, len(reads)) == (5, 5)
+    reads.clear()
+    closed = close([*honest, vote("liar", delta(100.0))], read=read)
+    assert (closed.counted, len(reads)) == (5, 12)
+    assert closed.findings[-1].reason is Reason.NORM
+    assert closed.standings["liar"].points == 3
+    assert closed.standings["d0"] == Standing()
+    np.testing.assert_allclose(closed.outcome.weights["b"], 1.0, rtol=1e-6)
+
+
 def test_the_hubs_own_vote_is_screened_like_every_other():
     wrong = {"a": np.full((2, 3), np.nan, np.float32), "b": np.zeros(4, np.float32)}
     closed = close([vote("d1", delta(1.0))], own=Update(HUB, 10, BASE, wrong))

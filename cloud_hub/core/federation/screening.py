@@ -1,8 +1,9 @@
-"""Which client updates are votes. No I/O. A round is judged in two passes, so that none is held in memory.
+"""Which client updates are votes. No I/O. The memory of one update at a time.
 
-The first pass measures the norm of every well-formed update, the second screens each again from scratch and
-refuses what is far above the cohort's median. Nothing that a device claims is believed: its count of examples
-is capped, and tensors must be those of the training base in name, shape and type.
+How long an update may be depends on the cohort's norms, which are known only once all have been read. So
+whoever counts reads twice: without a bound (`screen_each`), and again with the one that `decide_max_norm`
+makes of it, unless nobody is above that. Nothing that a device claims is believed: its count of examples is
+capped, and tensors must be those of the training base in name, shape and type.
 """
 
 from __future__ import annotations
@@ -113,17 +114,37 @@ _Fault: TypeAlias = tuple[Reason, str]
 def screen_cohort(
     read: Callable[[], Iterable[Update]], spec: RoundSpec, *, quarantined: Collection[str] = frozenset()
 ) -> Iterator[Verdict]:
-    """One verdict for each update, in the order of reading. The memory of one update at a time.
+    """One verdict for each update, in the order of reading.
 
-    `read` is called twice and must give the same updates in the same order. A device's first update from a
-    base that this round takes is its vote, whatever becomes of it; any further one is `REPEATED`.
+    `read` is called twice and must give the same updates in the same order.
     """
     norms = [
         verdict.norm
-        for verdict in _screen_each(read(), spec, quarantined, spec.norm_rule.max_norm)
+        for verdict in screen_each(read(), spec, quarantined=quarantined, max_norm=spec.norm_rule.max_norm)
         if isinstance(verdict, Accepted)
     ]
-    yield from _screen_each(read(), spec, quarantined, decide_max_norm(norms, spec.norm_rule))
+    bound = decide_max_norm(norms, spec.norm_rule)
+    yield from screen_each(read(), spec, quarantined=quarantined, max_norm=bound)
+
+
+def screen_each(
+    updates: Iterable[Update],
+    spec: RoundSpec,
+    *,
+    quarantined: Collection[str] = frozenset(),
+    max_norm: float = math.inf,
+) -> Iterator[Verdict]:
+    """One verdict for each update, in their order.
+
+    A device's first update from a base that this round takes is its vote, whatever becomes of it; any further
+    one is `REPEATED`.
+    """
+    voted: set[str] = set()
+    for update in updates:
+        verdict = screen(update, spec, voted=voted, quarantined=quarantined, max_norm=max_norm)
+        if isinstance(verdict, Accepted) or verdict.reason not in NOT_A_VOTE:
+            voted.add(update.device)
+        yield verdict
 
 
 def decide_max_norm(norms: Sequence[float], rule: NormRule) -> float:
@@ -172,17 +193,6 @@ def measure_norm(delta: Weights) -> float:
                 np.copyto(wide, block)
                 squares += float(wide.dot(wide))
     return math.sqrt(squares)
-
-
-def _screen_each(
-    updates: Iterable[Update], spec: RoundSpec, quarantined: Collection[str], max_norm: float
-) -> Iterator[Verdict]:
-    voted: set[str] = set()
-    for update in updates:
-        verdict = screen(update, spec, voted=voted, quarantined=quarantined, max_norm=max_norm)
-        if isinstance(verdict, Accepted) or verdict.reason not in NOT_A_VOTE:
-            voted.add(update.device)
-        yield verdict
 
 
 def _fault_of_claims(

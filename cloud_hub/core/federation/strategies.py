@@ -64,6 +64,11 @@ class Round:
         self._combiner = combiner
         self._rule = rule
 
+    @property
+    def votes(self) -> int:
+        """How many were counted."""
+        return self._combiner.votes
+
     def add(self, vote: Accepted) -> None:
         """Count one vote that passed screening.
 
