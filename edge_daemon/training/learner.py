@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -28,6 +29,8 @@ from edge_daemon.training.updates import WITH_FEEDBACK
 
 log = logging.getLogger(__name__)
 
+MEMORY_A_BYTE: Final = 8
+"""What training takes for each byte of its inputs: copies in the child, and what its network makes of them."""
 _NOISE_SEED_BYTES: Final = 32
 
 
@@ -134,6 +137,12 @@ class Learner:
         base = self._base_of(terms.training_base)
         if base is None:
             raise ProtocolError("the training base is not here any more")
+        max_examples = min(max_examples, self._room(costs))
+        if max_examples < terms.min_examples:
+            raise ProtocolError(
+                f"training.max_memory_mb has room for {max_examples} examples of this model, the round asks "
+                f"for {terms.min_examples}"
+            )
         drawn = examples.draw(self.model, max_examples, least=least_origin(terms))
         if len(drawn) < terms.min_examples:
             raise ProtocolError(f"{len(drawn)} examples are left, the round asks for {terms.min_examples}")
@@ -157,10 +166,14 @@ class Learner:
                 examples=drawn,
                 residual=self._state.residual() if terms.encoding in WITH_FEEDBACK else None,
             )
-        except OSError:
+        except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         return directory
+
+    def _room(self, costs: CostLimits) -> int:
+        """How many examples fit: the daemon holds them too, while it writes them down."""
+        return costs.max_memory_bytes // MEMORY_A_BYTE // (4 * math.prod(self._step.input_shape))
 
     def _private_heads(self, base: dict[str, FloatArray]) -> dict[str, FloatArray]:
         kept = self._state.heads()

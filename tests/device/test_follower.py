@@ -464,6 +464,23 @@ def test_the_next_round_waits_until_the_last_update_has_left_the_spool(world, ti
     world.appended()
 
 
+def test_examples_that_memory_has_no_room_for_are_never_drawn(world, tiny_bundle):
+    world.follower._costs = CostLimits(max_memory_bytes=8 * 20 * 4 * 128)
+    asked, draw = [], world.examples.draw
+
+    def note(model, max_examples, *, least):
+        asked.append(max_examples)
+        return draw(model, max_examples, least=least)
+
+    world.examples.draw = note
+    world.offer(terms_for(tiny_bundle))
+    world.child()
+    assert asked == [20]
+    world.offer(terms_for(tiny_bundle, "round-2", min_examples=21))
+    wait_until(lambda: world.count("rounds_declined", "training_failed") == 1)
+    assert asked == [20]
+
+
 def test_private_heads_are_kept_and_put_on_top_of_the_next_base(begin, tiny_bundle):
     heads = {
         name: np.full_like(tiny_bundle.parameters()[name], 9.0) for name in tiny_bundle.graph.head_parameters
