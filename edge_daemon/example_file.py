@@ -21,7 +21,7 @@ from edge_daemon.spool_file import DamagedFileError, is_damage
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 ROW_OVERHEAD_BYTES: Final = 128
 """What a row takes beside tensor and probabilities: its other columns, an index entry, slack."""
 
@@ -32,7 +32,8 @@ CREATE TABLE example (
     sensor TEXT NOT NULL, label INTEGER, origin INTEGER, revision INTEGER, is_pending INTEGER NOT NULL,
     confidence REAL, probabilities BLOB NOT NULL, tensor BLOB NOT NULL);
 CREATE UNIQUE INDEX example_name ON example (boot, seq);
-PRAGMA user_version = 1;
+CREATE TABLE classes (model TEXT PRIMARY KEY, names BLOB NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = 2;
 COMMIT;
 """
 _ROWS: Final = """
@@ -123,6 +124,15 @@ class ExampleFile:
     def remove(self, row_ids: Iterable[int]) -> None:
         """Delete rows, inside a transaction."""
         self._connection.executemany("DELETE FROM example WHERE id = ?", ((row_id,) for row_id in row_ids))
+
+    def classes_of(self, model: str) -> bytes | None:
+        """What `set_classes` was given for a model."""
+        found = self._connection.execute("SELECT names FROM classes WHERE model = ?", (model,)).fetchone()
+        return None if found is None else found[0]
+
+    def set_classes(self, model: str, names: bytes) -> None:
+        """Remember the classes among which a model's labels are given."""
+        self._connection.execute("INSERT OR REPLACE INTO classes VALUES (?, ?)", (model, names))
 
     def rows(self) -> Iterator[Named]:
         """Every row, oldest first."""

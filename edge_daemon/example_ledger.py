@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, assert_never
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -132,23 +133,29 @@ class ExampleLedger:
         """Examples to learn from; see `ports.Examples`."""
         spec = self._models[model]
         file = self._file_now()
-        found: list[tuple[ExampleRow, Content, NDArray[np.float32]]] = []
+        chosen: list[ExampleRow] = []
+        if file is not None:
+            chosen = select_drawn(self._index.rows(model), max_examples, least=least)
+        # Filled row by row: on disk they are small, as float32 they are the largest thing on this board.
+        x = np.empty((len(chosen), *spec.input_shape), np.float32)
+        found: list[tuple[ExampleRow, Content]] = []
         damaged: list[ExampleRow] = []
         try:
             if file is not None:
-                for row in select_drawn(self._index.rows(model), max_examples, least=least):
+                for row in chosen:
                     content = file.content(row.id)
-                    x = None if content is None else _decoded(content, row, spec)
-                    if content is None or x is None:
+                    sample = None if content is None else _decoded(content, row, spec)
+                    if content is None or sample is None:
                         damaged.append(row)
                     else:
-                        found.append((row, content, x))
+                        x[len(found)] = sample
+                        found.append((row, content))
                 with file.transaction():
                     self._drop(file, damaged, ExampleDrop.DAMAGED)
         except sqlite3.Error as error:
             self._recover(error)
         self._note_counts()
-        return _drawn(found, spec)
+        return _drawn(x[: len(found)], found, spec)
 
     # --- what happened -------------------------------------------------------------------------------------
 
@@ -181,10 +188,12 @@ class ExampleLedger:
         verdict = judged.verdict
         named = self._index.find((verdict.boot, verdict.seq))
         classes = len(self._models[judged.model].labels)
-        if named is None or named.row.model != judged.model or verdict.label >= classes:
+        if named is None or named.row.model != judged.model:
             return
         if verdict.use is not Use.TRAIN:
             self._drop(file, [named.row], ExampleDrop.HOLDOUT)
+            return
+        if verdict.label >= classes:
             return
         origin = Origin.HUMAN if verdict.source is Source.HUMAN else Origin.MODEL
         label = decide_label(named.row.label, Label(verdict.label, origin, verdict.revision))
@@ -263,6 +272,7 @@ class ExampleLedger:
             try:
                 self._file = ExampleFile.open(self._path)
                 self._load(self._file)
+                self._forget_renamed(self._file)
             except (DamagedFileError, sqlite3.Error, OSError) as error:
                 if not self._set_aside(error):
                     return
@@ -274,6 +284,15 @@ class ExampleLedger:
         for named in file.rows():
             index.put(named)
         self._index = index
+
+    def _forget_renamed(self, file: ExampleFile) -> None:
+        """A label is kept as a number, which means nothing among other classes."""
+        with file.transaction():
+            for model, spec in self._models.items():
+                names = msgspec.msgpack.encode(spec.labels)
+                if file.classes_of(model) != names:
+                    self._drop(file, self._index.rows(model), ExampleDrop.RENAMED)
+                    file.set_classes(model, names)
 
     def _recover(self, error: Exception) -> None:
         """What was written since the last commit is gone: read again what there is."""
@@ -318,7 +337,7 @@ def _is_damage(error: Exception) -> bool:
 
 def nothing_drawn(spec: ExampleModel) -> Drawn:
     """No examples of this model."""
-    return _drawn((), spec)
+    return _drawn(np.empty((0, *spec.input_shape), np.float32), (), spec)
 
 
 def name_of(answer_id: str) -> Name | None:
@@ -353,17 +372,17 @@ def _decoded(content: Content, row: ExampleRow, spec: ExampleModel) -> NDArray[n
     return x if x.shape == spec.input_shape else None
 
 
-def _drawn(found: Sequence[tuple[ExampleRow, Content, NDArray[np.float32]]], spec: ExampleModel) -> Drawn:
+def _drawn(x: NDArray[np.float32], found: Sequence[tuple[ExampleRow, Content]], spec: ExampleModel) -> Drawn:
     classes = len(spec.labels)
     probabilities = np.full((len(found), classes), np.nan, np.float32)
-    for number, (_, content, _) in enumerate(found):
+    for number, (_, content) in enumerate(found):
         if len(content.probabilities) == 2 * classes:
             probabilities[number] = unpack_probabilities(content.probabilities)
-    given = [row.label for row, _, _ in found if row.label is not None]
+    given = [row.label for row, _ in found if row.label is not None]
     return Drawn(
-        x=np.stack([x for _, _, x in found]) if found else np.empty((0, *spec.input_shape), np.float32),
+        x=x,
         labels=np.array([label.index for label in given], np.int64),
         origins=np.array([label.origin for label in given], np.uint8),
         probabilities=probabilities,
-        confidence=np.array([content.confidence for _, content, _ in found], np.float32),
+        confidence=np.array([content.confidence for _, content in found], np.float32),
     )

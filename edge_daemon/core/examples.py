@@ -45,6 +45,8 @@ class ExampleDrop(enum.StrEnum):
     """The disk did not take it."""
     DAMAGED = "damaged"
     """Its bytes on disk are no sample of this model any more."""
+    RENAMED = "renamed"
+    """The model's classes are others than those that its label was given among."""
 
 
 class LabelOutcome(enum.StrEnum):

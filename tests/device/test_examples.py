@@ -188,7 +188,7 @@ class TestVerdicts:
         store.verdict("m", verdict(0, 1, use=Use.HOLDOUT))
         store.verdict("m", verdict(1, 1, use=Use.HOLDOUT))
         store.label("pump", "fault", answer_id(1))
-        store.verdict("m", verdict(2, 1, use=Use.HOLDOUT))
+        store.verdict("m", verdict(2, len(LABELS), use=Use.HOLDOUT))
         store.label("pump", "fault", None)
         assert drawn(store) == {}
         counts = store.counts()
@@ -406,6 +406,20 @@ class TestRestart:
             4: (0, Origin.SELF),
         }
 
+    def test_labels_given_among_other_classes_are_forgotten(self, make):
+        def n_too(labels):
+            return {"m": ExampleModel(labels, SHAPE, WIRE), "n": MODEL}
+
+        store = make(models=n_too(LABELS))
+        see(store, 1, label=1)
+        store.observe("n", sample(2), outcome(2))
+        store.close()
+        store = make(models=n_too(("fault", "normal", "2")))
+        see(store, 3, label=1)
+        assert drawn(store) == {3: (1, Origin.SELF)}
+        assert len(store.draw("n", 10)) == 1
+        assert store.counts().dropped == {ExampleDrop.RENAMED: 1}
+
     def test_what_was_drawn_once_is_on_disk_though_the_process_is_killed(self, make, tmp_path):
         store = make()
         see(store, 1)
@@ -425,7 +439,7 @@ class TestRestart:
         for number in range(3):
             see(store, number, label=2)
         store.close()
-        store = make(models={"m": ExampleModel(LABELS[:2], SHAPE, WIRE)})
+        store = make(models={"m": ExampleModel(LABELS, (1, 8), WIRE)})
         assert len(store.draw("m", 10)) == 0
         assert store.counts().dropped == {ExampleDrop.DAMAGED: 3}
         assert store.counts().of("m") == 0
@@ -518,7 +532,7 @@ class TestTrouble:
             content = path.read_bytes()
             path.write_bytes(content[:4096] + b"\xff" * 4096 + content[8192:])
         elif damage == "another version":
-            run_sql(path, "PRAGMA user_version = 2")
+            run_sql(path, "PRAGMA user_version = 3")
         store = make()
         see(store, 200)
         assert drawn(store) == {200: (0, Origin.SELF)}
