@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 import numpy as np
@@ -47,13 +48,10 @@ class Spans:
 
     def lengths(self) -> list[int]:
         """How many values each tensor has."""
-        return [stop - start for start, stop in self._pairs()]
+        return [stop - start for start, stop in self.pairs()]
 
-    def blocks(self) -> Indices:
-        """Where each block begins: none reaches over the end of its tensor."""
-        return np.concatenate([np.arange(*pair, BLOCK_VALUES, dtype=np.int64) for pair in self._pairs()])
-
-    def _pairs(self) -> list[tuple[int, int]]:
+    def pairs(self) -> list[tuple[int, int]]:
+        """Where each tensor begins and ends."""
         return list(zip(self.starts, (*self.starts[1:], self.size), strict=True))
 
 
@@ -67,7 +65,7 @@ def write_payload(vector: Floats, spans: Spans, encoding: Encoding, *, top_share
         case "fp32":
             return vector.astype("<f4", copy=False).tobytes()
         case "int8":
-            return _write_blocks(vector, spans.blocks())
+            return _write_blocks(vector, _blocks_of(spans))
         case "sign":
             return _write_signs(vector, spans)
         case "topk":
@@ -87,7 +85,7 @@ def read_payload(payload: bytes, spans: Spans, encoding: Encoding) -> Floats:
             case "fp32":
                 return np.frombuffer(payload, "<f4").astype(np.float32)
             case "int8":
-                return _read_blocks(payload, spans.blocks(), spans.size)
+                return _read_blocks(payload, _blocks_of(spans), spans.size)
             case "sign":
                 return _read_signs(payload, spans)
             case "topk":
@@ -110,6 +108,14 @@ def payload_bounds(spans: Spans, encoding: Encoding) -> tuple[int, int]:
             positions = kept + size // 127
             return _COUNT.size, _COUNT.size + _blocks_in(kept) * _SCALE_BYTES + kept + positions
     return exact, exact
+
+
+@lru_cache(maxsize=4)
+def _blocks_of(spans: Spans) -> Indices:
+    """Where each block begins: none reaches over the end of its tensor."""
+    starts = np.concatenate([np.arange(*pair, BLOCK_VALUES, dtype=np.int64) for pair in spans.pairs()])
+    starts.flags.writeable = False
+    return starts
 
 
 def _blocks_in(count: int) -> int:

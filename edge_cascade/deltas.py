@@ -160,10 +160,8 @@ class _Layout:
     digest: bytes
 
     def split(self, vector: Floats) -> dict[str, Floats]:
-        parts = np.split(vector, self.spans.starts[1:])
-        return {
-            name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        places = zip(self.shapes.items(), self.spans.pairs(), strict=True)
+        return {name: vector[start:stop].reshape(shape) for (name, shape), (start, stop) in places}
 
 
 def _layout_of(shapes: Mapping[str, tuple[int, ...]]) -> _Layout:
