@@ -343,7 +343,8 @@ class Coordinator:
                 log.exception("coordinator turn failed")
                 self._stopping.wait(RETRY_S)
                 continue
-            if self._wake.wait(POLL_S):
+            # A cohort asks for its base at once: who is left waits for no other sign.
+            if len(self._requests) or self._wake.wait(POLL_S):
                 self._stopping.wait(GATHER_S)
 
 

@@ -1,7 +1,8 @@
 """Boards ask for training bases: a bounded queue, and answers to those who may have one.
 
 A request is not kept: a board that gets no answer asks again. Only a member of an open round that has not
-answered is served, and only so many bytes: a board that asks for ever costs no more than a few bases.
+answered is served, and only so many bytes: a board that asks for ever costs no more than a few bases, and
+of the places in the queue it has no more than a few.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from edge_cascade.messages import BaseRequest
 from edge_cascade.topics import down_topic
 
 MAX_WAITING: Final = 1024
+MAX_WAITING_PER_BOARD: Final = 4
+"""A board asks for one base per model whose round it is in."""
 MAX_SERVED_AT_ONCE: Final = 16
 MAX_BASES_PER_MEMBER: Final = 8
 """What a member may be sent in a round, in whole bases as float32."""
@@ -49,6 +52,7 @@ class BaseRequests:
         self._prefix = prefix
         self._gate = threading.Lock()
         self._waiting: OrderedDict[tuple[str, bytes], BaseRequest] = OrderedDict()
+        self._waiting_of: Counter[str] = Counter()
         self._answers: OrderedDict[tuple[bytes, bytes], list[bytes]] = OrderedDict()
         self._counts: Counter[str] = Counter()
 
@@ -59,9 +63,12 @@ class BaseRequests:
         """Queue a request; a repetition of one that waits replaces it, and beyond the bound it is dropped."""
         with self._gate:
             key = (request.device, request.training_base)
-            if key not in self._waiting and len(self._waiting) >= MAX_WAITING:
-                self._counts["base_requests/overflow"] += 1
-                return
+            if key not in self._waiting:
+                its = self._waiting_of[request.device]
+                if its >= MAX_WAITING_PER_BOARD or len(self._waiting) >= MAX_WAITING:
+                    self._counts["base_requests/overflow"] += 1
+                    return
+                self._waiting_of[request.device] = its + 1
             self._waiting[key] = request
 
     def serve(self, find: Callable[[str, bytes], OpenBase | None]) -> None:
@@ -74,7 +81,10 @@ class BaseRequests:
             with self._gate:
                 if not self._waiting:
                     break
-                _, request = self._waiting.popitem(last=False)
+                (device, _), request = self._waiting.popitem(last=False)
+                self._waiting_of[device] -= 1
+                if not self._waiting_of[device]:
+                    del self._waiting_of[device]
             self._counts[f"base_requests/{self._serve(request, find)}"] += 1
         with self._gate:
             counts, self._counts = self._counts, Counter()

@@ -1,13 +1,16 @@
 """Rounds from their offer to their end, on a real store with boards that say what a test wants."""
 
 import dataclasses
+import threading
 
 import msgspec
 import numpy as np
 import pytest
 
 from cloud_hub.errors import ModelError, RoundError, StoreUnavailableError
+from cloud_hub.federation import coordinator, requests
 from cloud_hub.federation.ports import Declined, HubVote, Registered, Waiting
+from cloud_hub.federation.requests import MAX_WAITING, MAX_WAITING_PER_BOARD
 from cloud_hub.federation.settings import settings_of
 from cloud_hub.federation.start import abort_series, start_series
 from cloud_hub.store import schema
@@ -16,6 +19,7 @@ from cloud_hub.store.queries import totals
 from cloud_hub.store.rounds import get_series, list_rounds
 from cloud_hub.store.store import Store
 from edge_cascade.deltas import encode_delta
+from edge_cascade.messages import BaseRequest
 from edge_cascade.weights import climb_chain
 from tests.hub.rounds_fleet import QUICK, World, a_learner, fill_holdout
 
@@ -151,6 +155,43 @@ def test_a_board_that_asks_for_ever_is_served_a_bounded_number_of_times(world):
     served = counter(world, "base_requests/served")
     assert 1 < served < 20
     assert counter(world, "base_requests/too_often") == 60 - served
+
+
+def test_a_board_that_floods_the_queue_takes_no_place_from_the_others(world):
+    world.start(rounds=2)
+    for board in world.boards:
+        board.answer()
+    world.turn()
+    flooding, honest = world.asked()[:2]
+    for number in range(2 * MAX_WAITING):
+        world.hub.ask_for_base(BaseRequest(flooding.name, "tiny", number.to_bytes(32, "big"), bytes(32)))
+    honest.ask_for_base()
+    assert honest.terms.training_base in honest.bases
+    assert counter(world, "base_requests/overflow") == 2 * MAX_WAITING - MAX_WAITING_PER_BOARD
+
+
+def test_a_cohort_that_asks_at_once_is_served_without_waiting_for_the_next_look(world, monkeypatch):
+    world.start(rounds=2)
+    for board in world.boards:
+        board.answer()
+    world.turn()
+    monkeypatch.setattr(coordinator, "POLL_S", 3600.0)
+    monkeypatch.setattr(requests, "MAX_SERVED_AT_ONCE", 1)
+    for board in world.asked():
+        wanted, held = board.terms.training_base, next(iter(board.bases))
+        world.hub.ask_for_base(BaseRequest(board.name, "tiny", wanted, held))
+    all_served, deliver = threading.Event(), world.broker.__call__
+
+    def publish(topic, payload, *, retain=False):
+        taken = deliver(topic, payload, retain=retain)
+        if all(board.terms.training_base in board.bases for board in world.boards):
+            all_served.set()
+        return taken
+
+    monkeypatch.setattr(world.hub._requests, "_publish", publish)
+    world.hub.start()
+    assert all_served.wait(20.0)
+    world.hub.stop()
 
 
 def test_one_vote_per_device_whatever_it_sends(world):
