@@ -8,6 +8,8 @@ Rules:
   come again with every connection; the last `REMEMBERED_ROUNDS` that were voted in are not taken up again.
 - An offer that expires, is cleared or is replaced stops the training that runs for it. An update that is
   done is sent all the same: whether it comes too late is for the hub to say.
+- The topic holds one offer for all models of a board, so the end of another model's round clears it too. What
+  is cleared therefore ends after `CLEARED_GRACE_S`, unless the hub offers it again.
 - Before the base is fetched, before training, and every `LOOK_AGAIN_S` while training runs, the board is
   surveyed. Too few examples or bad vitals: tried again for as long as the offer stands.
 - The request for the base is repeated, the wait for it growing with full jitter (AWS Architecture Blog,
@@ -15,6 +17,7 @@ Rules:
   `BAD_BASES_A_ROUND`.
 - A training that fails is tried at most `TRAININGS_A_ROUND` times in a round, whatever became of its offer
   in between; one that was stopped did not fail. One that diverged is not tried again.
+  However often they are stopped, no more than `STARTS_A_ROUND` are begun.
 
 Time is an argument, and so is chance.
 """
@@ -54,11 +57,13 @@ from edge_daemon.core.rounds_events import (
 REMEMBERED_ROUNDS: Final = 256
 REMEMBERED_FAILURES: Final = 64
 TRAININGS_A_ROUND: Final = 2
+STARTS_A_ROUND: Final = 6
 BAD_BASES_A_ROUND: Final = 3
 OFFER_SPREAD_S: Final = 2.0
 """Every board of a cohort hears the offer at once; they must not ask at once."""
 LONGEST_OFFER_S: Final = 7 * 86400.0
 """The time left is not signed: nobody can make a board train for longer than this."""
+CLEARED_GRACE_S: Final = 5.0
 LOOK_AGAIN_S: Final = 10.0
 LONGEST_RECHECK_S: Final = 60.0
 SHORTEST_RECHECK_S: Final = 0.5
@@ -71,30 +76,36 @@ SLOW_LINK_BYTES_PER_S: Final = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RoundLimits:
-    """`max_passes`: examples times epochs that one round may cost, whatever the hub asks for."""
+    """`max_passes`: examples times epochs that one training may cost, whatever the hub asks for."""
 
     max_passes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An offer that was believed, and the monotonic second at which it ends."""
+    """An offer that was believed, and the monotonic second at which it ends.
+
+    `is_cleared`: nothing is begun for it any more.
+    """
 
     terms: RoundTerms
     ends_at_s: float
+    is_cleared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RoundsState:
     """Where one model's rounds stand. `due_s`: when something is done next without an event.
 
-    `failures`: failed trainings by round; `noted`: why the present offer is not being worked on.
+    `failures`, `starts`: failed and begun trainings by round; `noted`: why the present offer is not being
+    worked on.
     """
 
     phase: Phase = Phase.IDLE
     offer: Offer | None = None
     voted: tuple[str, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
+    starts: Mapping[str, int] = field(default_factory=dict)
     due_s: float = 0.0
     is_surveying: bool = False
     requests: int = 0
@@ -114,13 +125,12 @@ def next_state(  # noqa: PLR0912 - one branch an event
     """What becomes of the state, and what is to be done, in this order. `now_s` is monotonic."""
     effects: list[Effect] = []
     if state.offer is not None and now_s >= state.offer.ends_at_s and not isinstance(event, Offered):
-        state, effects = _withdraw(state, Declined.EXPIRED)
+        state, effects = _withdraw(state, Declined.CLEARED if state.offer.is_cleared else Declined.EXPIRED)
     match event:
         case Offered():
             state, effects = _take_up(state, event, now_s, limits, rng)
         case Cleared():
-            state, more = _withdraw(state, Declined.CLEARED)
-            effects += more
+            state = _cleared(state, now_s)
         case Surveyed():
             state, more = _surveyed(replace(state, is_surveying=False), event, now_s, limits, rng)
             effects += more
@@ -162,13 +172,17 @@ def next_state(  # noqa: PLR0912 - one branch an event
 def next_due_s(state: RoundsState) -> float | None:
     """When a `Tick` is wanted next, None if only events can move anything."""
     due = [state.offer.ends_at_s] if state.offer is not None else []
-    if state.phase is Phase.APPENDING or (_is_at_work(state) and not state.is_surveying):
+    if state.phase is Phase.APPENDING or (_may_begin(state) and not state.is_surveying):
         due.append(state.due_s)
     return min(due, default=None)
 
 
 def _is_at_work(state: RoundsState) -> bool:
     return state.phase in {Phase.OFFERED, Phase.FETCHING, Phase.TRAINING}
+
+
+def _may_begin(state: RoundsState) -> bool:
+    return state.offer is not None and not state.offer.is_cleared and _is_at_work(state)
 
 
 def _take_up(
@@ -199,6 +213,13 @@ def _take_up(
     return replace(state, phase=Phase.OFFERED, due_s=now_s + rng.uniform(0.0, spread_s)), effects
 
 
+def _cleared(state: RoundsState, now_s: float) -> RoundsState:
+    if state.offer is None:
+        return state
+    ends_at_s = min(state.offer.ends_at_s, now_s + CLEARED_GRACE_S)
+    return replace(state, offer=replace(state.offer, ends_at_s=ends_at_s, is_cleared=True))
+
+
 def _withdraw(state: RoundsState, why: Declined) -> tuple[RoundsState, list[Effect]]:
     """The present offer is gone. What is done for it already is still sent."""
     if state.offer is None:
@@ -216,7 +237,7 @@ def _surveyed(
     state: RoundsState, survey: Surveyed, now_s: float, limits: RoundLimits, rng: random.Random
 ) -> tuple[RoundsState, list[Effect]]:
     offer = state.offer
-    if offer is None or state.phase not in {Phase.OFFERED, Phase.TRAINING}:
+    if offer is None or offer.is_cleared or state.phase not in {Phase.OFFERED, Phase.TRAINING}:
         return state, []
     is_training = state.phase is Phase.TRAINING
     note = _objection(offer.terms, survey, is_training=is_training)
@@ -228,6 +249,18 @@ def _surveyed(
         return replace(state, due_s=now_s + LOOK_AGAIN_S), []
     if not survey.has_base:
         return _request(replace(state, phase=Phase.FETCHING, noted=None), offer, now_s, rng)
+    return _start(state, offer, now_s, limits)
+
+
+def _start(
+    state: RoundsState, offer: Offer, now_s: float, limits: RoundLimits
+) -> tuple[RoundsState, list[Effect]]:
+    round_id = offer.terms.round_id
+    starts = state.starts.get(round_id, 0) + 1
+    if starts > STARTS_A_ROUND:
+        note = Note(Declined.TOO_COSTLY, f"{STARTS_A_ROUND} trainings were begun and none came to its end")
+        return replace(_give_up(state, round_id), phase=Phase.IDLE, offer=None), [note]
+    state = replace(state, starts=_remembered({**state.starts, round_id: starts}))
     state = replace(state, phase=Phase.TRAINING, due_s=now_s + LOOK_AGAIN_S, noted=None)
     return state, [StartTraining(offer.terms, examples_wanted(offer.terms, limits), offer.ends_at_s)]
 
@@ -297,7 +330,7 @@ def _with_due(
         state = replace(state, due_s=now_s + LONGEST_RECHECK_S)
         return state, [*effects, AppendUpdate()]
     offer = state.offer
-    if offer is None or not _is_at_work(state) or state.is_surveying or now_s < state.due_s:
+    if offer is None or not _may_begin(state) or state.is_surveying or now_s < state.due_s:
         return state, effects
     if state.phase is Phase.FETCHING:
         state, more = _request(state, offer, now_s, rng)
@@ -309,10 +342,10 @@ def _give_up(state: RoundsState, round_id: str) -> RoundsState:
     return replace(state, failures=_remembered({**state.failures, round_id: TRAININGS_A_ROUND}))
 
 
-def _remembered(failures: dict[str, int]) -> dict[str, int]:
-    while len(failures) > REMEMBERED_FAILURES:
-        del failures[next(iter(failures))]
-    return failures
+def _remembered(counts: dict[str, int]) -> dict[str, int]:
+    while len(counts) > REMEMBERED_FAILURES:
+        del counts[next(iter(counts))]
+    return counts
 
 
 def _pause_s(failures: int, rng: random.Random) -> float:

@@ -57,7 +57,7 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """The hub took its offer back."""
+    """The topic was emptied: the hub took an offer back, of this model or of another one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class Follower:
         self._end_training()
         for learner in self._learners.values():
             before = learner.rounds
-            learner.rounds = RoundsState(voted=before.voted, failures=before.failures)
+            learner.rounds = RoundsState(voted=before.voted, failures=before.failures, starts=before.starts)
 
     def _append_pending(self, learner: Learner) -> None:
         """Give the spool once more what may never have reached it. What it has already it has once."""

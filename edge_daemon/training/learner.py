@@ -30,7 +30,7 @@ from edge_daemon.training.updates import WITH_FEEDBACK
 log = logging.getLogger(__name__)
 
 MEMORY_A_BYTE: Final = 8
-"""What training takes for each byte of its inputs: copies in the child, and what its network makes of them."""
+"""What training takes for each byte of its inputs: copies, and what the network makes of them."""
 _NOISE_SEED_BYTES: Final = 32
 
 

@@ -43,6 +43,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(rules, "LONGEST_RECHECK_S", 0.05)
     monkeypatch.setattr(rules, "SHORTEST_RECHECK_S", 0.05)
     monkeypatch.setattr(rules, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(rules, "CLEARED_GRACE_S", 0.0)
     monkeypatch.setattr(rules, "BASE_PATIENCE_S", 0.05)
     monkeypatch.setattr(rules, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(rules, "LONGEST_PAUSE_S", 0.05)

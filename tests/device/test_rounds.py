@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,12 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from edge_daemon.core.rounds import (
     BAD_BASES_A_ROUND,
     BASE_PATIENCE_S,
+    CLEARED_GRACE_S,
     LONGEST_OFFER_S,
     LOOK_AGAIN_S,
     OFFER_SPREAD_S,
     REMEMBERED_FAILURES,
     REMEMBERED_ROUNDS,
     SLOW_LINK_BYTES_PER_S,
+    STARTS_A_ROUND,
     TRAININGS_A_ROUND,
     RoundLimits,
     RoundsState,
@@ -97,6 +100,7 @@ def test_an_offer_that_comes_again_after_the_vote_is_not_taken_up():
         assert course.feed(Offered(terms(), 500.0)) == []
         assert course.feed(Tick(), after_s=10.0) == []
     assert course.feed(Cleared()) == []
+    assert course.feed(Tick(), after_s=CLEARED_GRACE_S) == []
     assert course.feed(Offered(terms(), 500.0)) == []
     assert next_due_s(course.state) is None
 
@@ -108,18 +112,56 @@ def test_an_offer_that_comes_again_during_training_disturbs_nothing():
     assert course.state.offer.ends_at_s == 202.0
 
 
-@pytest.mark.parametrize(
-    ("event", "why"),
-    [
-        (Cleared(), Declined.CLEARED),
-        (Offered(terms("round-2"), 60.0), Declined.REPLACED),
-    ],
-)
-def test_an_offer_that_is_taken_back_or_replaced_stops_the_training(event, why):
+def test_an_offer_that_is_replaced_stops_the_training():
     course = Course().training()
-    assert course.feed(event) == [StopTraining(why.value), Note(why, "round round-1")]
+    assert course.feed(Offered(terms("round-2"), 60.0)) == [
+        StopTraining("replaced"),
+        Note(Declined.REPLACED, "round round-1"),
+    ]
     assert course.feed(TrainingDone()) == []
     assert course.state.voted == ()
+
+
+def test_an_offer_that_is_taken_back_stops_the_training_once_it_does_not_come_again():
+    course = Course().training()
+    assert course.feed(Cleared()) == []
+    assert next_due_s(course.state) == course.now_s + CLEARED_GRACE_S
+    assert course.feed(Tick(), after_s=CLEARED_GRACE_S) == [
+        StopTraining("cleared"),
+        Note(Declined.CLEARED, "round round-1"),
+    ]
+    assert course.feed(TrainingDone()) == []
+    assert course.state.voted == ()
+
+
+def test_the_end_of_another_models_round_disturbs_no_training():
+    course = Course().training()
+    assert course.feed(Cleared()) == []
+    assert course.feed(Offered(terms(), 500.0), after_s=1.0) == []
+    assert course.feed(Tick(), after_s=CLEARED_GRACE_S) == []
+    assert course.state.phase is Phase.TRAINING
+    assert course.feed(TrainingDone()) == [AppendUpdate()]
+
+
+def test_nothing_is_begun_for_an_offer_that_is_taken_back():
+    course = Course().offered()
+    assert course.feed(Cleared()) == []
+    assert course.feed(READY) == []
+    assert course.feed(Tick(), after_s=CLEARED_GRACE_S / 2) == []
+    assert course.feed(Offered(terms(), 500.0)) == [Survey(terms())]
+
+
+def test_a_training_that_is_always_stopped_is_not_begun_for_ever():
+    course = Course().offered()
+    for _ in range(STARTS_A_ROUND):
+        assert isinstance(course.feed(READY)[0], StartTraining)
+        course.feed(Tick(), after_s=LOOK_AGAIN_S)
+        course.feed(HOT)
+        course.feed(Tick(), after_s=60.0)
+    (note,) = course.feed(READY)
+    assert note.why is Declined.TOO_COSTLY
+    assert course.feed(Offered(terms(), 500.0)) == []
+    assert next_due_s(course.state) is None
 
 
 def test_an_offer_that_expires_stops_the_training():
@@ -200,7 +242,8 @@ def test_a_training_is_stopped_while_vitals_are_bad_and_that_is_no_failure():
 def test_a_failed_training_is_tried_twice_a_round_even_across_a_cleared_offer():
     course = Course().training()
     assert course.feed(TrainingFailed("x")) == []
-    assert course.feed(Cleared()) == [Note(Declined.CLEARED, "round round-1")]
+    course.feed(Cleared())
+    assert course.feed(Tick(), after_s=CLEARED_GRACE_S) == [Note(Declined.CLEARED, "round round-1")]
     course.offered()
     assert isinstance(course.feed(READY)[0], StartTraining)
     assert course.feed(TrainingFailed("y")) == [Note(Declined.FAILED, "y")]
@@ -229,7 +272,7 @@ def test_an_update_that_is_done_is_sent_though_its_offer_is_gone():
     course.feed(TrainingDone())
     course.feed(UpdateNotStored())
     assert course.feed(Cleared()) == []
-    assert course.feed(Tick(), after_s=2.0) == [AppendUpdate()]
+    assert course.feed(Tick(), after_s=CLEARED_GRACE_S) == [AppendUpdate()]
     course.feed(UpdateStored())
     assert course.state.phase is Phase.APPENDED
 
@@ -286,6 +329,7 @@ class Rounds(RuleBasedStateMachine):
         self.trained_for = None
         self.updates = []
         self.failures = {}
+        self.starts = Counter()
 
     def feed(self, event):
         self.state, effects = next_state(self.state, event, now_s=self.now_s, limits=LIMITS, rng=Ceiling())
@@ -295,6 +339,8 @@ class Rounds(RuleBasedStateMachine):
                     assert not self.is_training
                     assert of.round_id not in self.updates
                     self.is_training, self.trained_for = True, of.round_id
+                    self.starts[of.round_id] += 1
+                    assert self.starts[of.round_id] <= STARTS_A_ROUND
                 case StopTraining():
                     assert self.is_training
                     self.is_training = False
