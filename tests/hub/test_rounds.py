@@ -292,6 +292,15 @@ def test_a_restart_after_the_deadline_aborts_what_has_no_quorum():
     assert effects[:2] == (ClearOffers(("a",)), ClearOffers(("b", "c", "d")))
 
 
+@pytest.mark.parametrize(
+    ("state", "closes_s"),
+    [(answered("a"), 5.0 + 3600.0), (answered("a", "b", "c", at_s=3000.0), 5.0 + 60.0)],
+)
+def test_a_clock_that_was_set_back_meanwhile_keeps_no_round_open_longer_than_its_rules(state, closes_s):
+    resumed, _ = after(state, Resumed(dict(state.votes)), at_s=5.0)
+    assert (resumed.phase, resumed.closes_s) == (Phase.COLLECTING, closes_s)
+
+
 class Hub:
     """A hub that can be killed: what is not in `stored` and the world is lost with it."""
 

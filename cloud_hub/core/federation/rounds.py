@@ -26,7 +26,8 @@ What the shell owes, so that kill -9 at any moment neither loses the round nor c
 - After a restart it says `Resumed` with the devices whose updates are in the store: what had not been heard
   of is counted, and what the phase asks for is asked for anew.
 
-Times are seconds on the hub's wall clock, because a round survives restarts.
+Times are seconds on the hub's wall clock, because a round survives restarts. Where it was set back while the
+hub was down, a round closes as if it had begun, or reached its quorum, at the restart.
 """
 
 from __future__ import annotations
@@ -230,11 +231,20 @@ def _resume(state: RoundState, resumed: Resumed, now_s: float) -> Next:
         for device, staleness in resumed.committed.items():
             if device not in state.votes:
                 state, _ = _count(state, device, staleness, now_s)
-        state, _ = _with_time(state, now_s)
+        state, _ = _with_time(_not_beyond(state, now_s), now_s)
     asked = _asked(state, now_s)
     if state.votes and state.phase in {Phase.COLLECTING, Phase.AGGREGATING, Phase.ABORTING}:
         return state, (ClearOffers(tuple(sorted(state.votes))), *asked)
     return state, asked
+
+
+def _not_beyond(state: RoundState, now_s: float) -> RoundState:
+    """No round closes later than its rules allow from now: the clock may have been set back meanwhile."""
+    rules = state.rules
+    if isinstance(rules, BufferRules) or state.closes_s is None:
+        return state
+    longest_s = rules.grace_s if len(state.votes) >= rules.quorum else rules.deadline_s
+    return replace(state, closes_s=min(state.closes_s, now_s + longest_s))
 
 
 def _with_time(state: RoundState, now_s: float) -> Next:
