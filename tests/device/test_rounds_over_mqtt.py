@@ -104,7 +104,9 @@ def test_a_board_learns_from_its_own_answers_and_sends_what_it_learned(hub, star
     give_examples(device, sensor, 12)
     own = tiny_bundle.parameters()
     base = {name: array + np.float32(0.01) for name, array in own.items()}
-    of = terms_for(tiny_bundle, base=base, self_labels=SelfLabels.HARD, min_examples=12)
+    of = terms_for(
+        tiny_bundle, base=base, self_labels=SelfLabels.HARD, min_examples=12, learning_rate_ppm=1000
+    )
     hub.retain("round", offer(of))
     wait_until(lambda: hub.base_requests, what="a request for the base")
     request = hub.base_requests[0]
