@@ -187,9 +187,15 @@ class Coordinator:
         self._forget_ended()
         if time.monotonic() >= self._next_clean_s:
             self._next_clean_s = time.monotonic() + CLEAN_EVERY_S
-            removed = self._store.database.run(lambda c: remove_old(c, now_ms=round(self._clock_s() * 1000)))
-            if removed:
-                log.info("old updates and training bases removed count=%d", removed)
+            self._clean()
+
+    def _clean(self) -> None:
+        now_ms = round(self._clock_s() * 1000)
+        bases = {digest for run in self._open_runs() for digest in run.open_bases}
+        removed = self._store.database.run(lambda c: remove_old(c, now_ms=now_ms, open_bases=bases))
+        self._store.blobs.remove(removed.packs)
+        if removed.rows:
+            log.info("old updates and training bases removed count=%d", removed.rows)
 
     # --- series --------------------------------------------------------------------------------------------
 

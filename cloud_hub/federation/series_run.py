@@ -91,6 +91,13 @@ class SeriesRun:
         """What its next round starts from."""
         return self._facts.base
 
+    @property
+    def open_bases(self) -> frozenset[bytes]:
+        """The bases from which an update may be a vote whichever of its rounds it names."""
+        if not self._facts.settings.is_asynchronous:
+            return frozenset()
+        return frozenset(base.digest for base in self._lead(self._facts.base))
+
     def hear(self, event: SeriesEvent, *writes: Write) -> None:
         """Let the machine hear an event; `writes` belong to it."""
         state, effects = next_series(self._machine, event)

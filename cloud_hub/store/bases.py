@@ -1,7 +1,7 @@
 """Training bases in the store, and what of the rounds is removed after a while. Functions of the connection.
 
-A pack is removed in two steps: here its row in `blobs`, once nothing names it; at the hub's next start the
-file (`Blobs.remove_orphans`), because only then nobody can be writing the same pack.
+A pack is removed in two steps: here its row in `blobs`, once nothing names it; then, by the caller and once
+that is committed, the file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, func, select, tuple_, update
 
 from cloud_hub.store import schema
 from cloud_hub.store.deliveries import Place
@@ -89,18 +89,26 @@ def lead_up_to(connection: Connection, digest: bytes, *, limit: int = MAX_CHAIN)
     return found
 
 
-def remove_old(connection: Connection, *, now_ms: int) -> int:
-    """Remove updates of rounds long over and bases that nothing starts from; how many rows.
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """So many rows of updates and bases are gone, and nothing names these packs any more."""
 
-    A bounded number at a time: the next call goes on.
+    rows: int
+    packs: frozenset[str]
+
+
+def remove_old(connection: Connection, *, now_ms: int, open_bases: Collection[bytes] = ()) -> Removed:
+    """Remove updates of rounds long over, bases that nothing starts from, and what rules no longer need.
+
+    A bounded number at a time: the next call goes on. Updates from `open_bases` stay: were one sent again,
+    nothing but its row would tell that it has been a vote.
     """
-    names = _remove_updates(connection, now_ms - KEEP_UPDATES_MS)
+    names = _remove_updates(connection, now_ms - KEEP_UPDATES_MS, open_bases)
     names += _remove_bases(connection, now_ms - KEEP_BASES_MS)
-    _forget_packs(connection, set(names))
-    return len(names)
+    return Removed(len(names), _forget_packs(connection, {*names, *_forget_rules(connection)}))
 
 
-def _remove_updates(connection: Connection, before_ms: int) -> list[str]:
+def _remove_updates(connection: Connection, before_ms: int, open_bases: Collection[bytes]) -> list[str]:
     updates, rounds = schema.updates, schema.rounds
     still_needed = select(rounds.c.id).where(
         rounds.c.outcome.is_(None) | (rounds.c.closed_at_ms >= before_ms)
@@ -111,6 +119,7 @@ def _remove_updates(connection: Connection, before_ms: int) -> list[str]:
             updates.c.noted,
             updates.c.received_at_ms < before_ms,
             updates.c.counted_in.is_(None) | updates.c.counted_in.not_in(still_needed),
+            updates.c.training_base.not_in(sorted(open_bases)),
         )
         .limit(_MAX_REMOVED)
     )
@@ -137,8 +146,31 @@ def _remove_bases(connection: Connection, before_ms: int) -> list[str]:
     return [row.blob for row in found]
 
 
-def _forget_packs(connection: Connection, names: Collection[str]) -> None:
-    """Remove the rows of packs that nothing names any more, whichever tables there are."""
+def _forget_rules(connection: Connection) -> list[str]:
+    """Packs of server rules' states: a series goes on from that of its last committed round alone."""
+    rounds, series = schema.rounds, schema.series
+    newest = (
+        select(rounds.c.series, func.max(rounds.c.number))
+        .join_from(rounds, series, rounds.c.series == series.c.id)
+        .where(rounds.c.outcome == "committed", series.c.ended_at_ms.is_(None))
+        .group_by(rounds.c.series)
+    )
+    is_over = rounds.c.rule_blob.is_not(None) & rounds.c.outcome.is_not(None)
+    found = connection.execute(
+        select(rounds.c.id, rounds.c.rule_blob).where(
+            is_over, tuple_(rounds.c.series, rounds.c.number).not_in(newest)
+        )
+    ).all()
+    connection.execute(
+        update(rounds)
+        .where(rounds.c.id.in_([row.id for row in found]))
+        .values(rule_blob=None, rule_offset=None, rule_length=None)
+    )
+    return [row.rule_blob for row in found]
+
+
+def _forget_packs(connection: Connection, names: Collection[str]) -> frozenset[str]:
+    """Remove the rows of packs that nothing names any more, whichever tables there are; which they are."""
     left = set(names)
     for table in schema.metadata.sorted_tables:
         for key in table.foreign_keys:
@@ -146,3 +178,4 @@ def _forget_packs(connection: Connection, names: Collection[str]) -> None:
                 query = select(key.parent).where(key.parent.in_(sorted(left))).distinct()
                 left -= set(connection.execute(query).scalars())
     connection.execute(delete(schema.blobs).where(schema.blobs.c.name.in_(sorted(left))))
+    return frozenset(left)

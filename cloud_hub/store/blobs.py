@@ -1,7 +1,8 @@
 """Where tensors and updates lie: packs, named by their content, written before any row names them.
 
 `FolderBlobs` keeps `<sha256>` in `<directory>/<first two digits>/`. A crash between the pack and its row
-leaves an orphan, which nothing names and `remove_orphans` deletes at the next start.
+leaves an orphan, which nothing names and `remove_orphans` deletes at the next start. A pack is removed only
+after the rows that named it, and never while somebody may be about to name it again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Container
+import threading
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +41,14 @@ class Blobs(Protocol):
         """
         ...
 
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete packs whose rows are gone, but those that were put again since the start.
+
+        Raises:
+            StoreUnavailableError: when one cannot be removed; it goes at the next start.
+        """
+        ...
+
     def remove_orphans(self, named: Container[str]) -> int:
         """Delete the packs that nothing names; how many. Only while nobody writes."""
         ...
@@ -49,13 +59,20 @@ class FolderBlobs:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._gate = threading.Lock()
+        # Whoever puts a pack that is there already is about to name it: only a start can tell if it did.
+        self._put_again: set[str] = set()
 
     def put(self, pack: bytes) -> str:
         """See `Blobs.put`."""
         name = hashlib.sha256(pack).hexdigest()
         path = self._path(name)
         try:
-            if not path.exists():
+            with self._gate:
+                is_there = path.exists()
+                if is_there:
+                    self._put_again.add(name)
+            if not is_there:
                 self._make_fan_out(path.parent)
                 write_durably(path, pack, mode=0o600)
         except OSError as error:
@@ -77,6 +94,17 @@ class FolderBlobs:
         if len(content) != length:
             raise NotFoundError(f"pack {name} ends before byte {offset + length}")
         return content
+
+    def remove(self, names: Iterable[str]) -> None:
+        """See `Blobs.remove`."""
+        for name in names:
+            with self._gate:
+                if name in self._put_again:
+                    continue
+                try:
+                    self._path(name).unlink(missing_ok=True)
+                except OSError as error:
+                    raise StoreUnavailableError(f"blobs: {error.strerror or error} ({name})") from error
 
     def remove_orphans(self, named: Container[str]) -> int:
         """See `Blobs.remove_orphans`. Half-written files of a killed process go as well."""

@@ -1,5 +1,7 @@
 """Series, rounds, members and bases on real SQLite files; the same statements for PostgreSQL."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sqlalchemy import func, select
@@ -171,7 +173,7 @@ def test_steps_that_together_are_longer_than_the_whole_are_not_sent(store):
     assert bases.way_to(made.row.digest, origin).origin == FROM_ZEROS
 
 
-def test_what_is_old_and_needed_by_nobody_is_removed_and_its_pack_with_the_next_start(tmp_path):
+def test_what_is_old_and_needed_by_nobody_is_removed_and_its_pack_with_it(tmp_path):
     with Store(tmp_path) as store:
         bases = Bases(store)
         start(store)
@@ -193,12 +195,20 @@ def test_what_is_old_and_needed_by_nobody_is_removed_and_its_pack_with_the_next_
 
         store.database.run(work)
         late = KEEP_UPDATES_MS + 2
+
+        def removed(now_ms, open_bases=()):
+            gone = store.database.run(lambda c: remove_old(c, now_ms=now_ms, open_bases=open_bases))
+            store.blobs.remove(gone.packs)
+            return gone.rows
+
         # The round is open: only the stray may go.
-        assert store.database.run(lambda c: remove_old(c, now_ms=late)) == 1
+        assert removed(late) == 1
         store.database.run(lambda c: rounds.save_round(c, "r1", outcome="committed", closed_at_ms=5))
-        assert store.database.run(lambda c: remove_old(c, now_ms=5 + KEEP_UPDATES_MS)) == 0
-        assert store.database.run(lambda c: remove_old(c, now_ms=5 + KEEP_UPDATES_MS + 1)) == 2
-        assert store.database.run(lambda c: remove_old(c, now_ms=KEEP_BASES_MS + 2)) == 1
+        assert removed(5 + KEEP_UPDATES_MS) == 0
+        # Sent again, they would be votes once more.
+        assert removed(5 + KEEP_UPDATES_MS + 1, open_bases=[an_update().training_base]) == 0
+        assert removed(5 + KEEP_UPDATES_MS + 1) == 2
+        assert removed(KEEP_BASES_MS + 2) == 1
         assert store.database.run(lambda c: find_base(c, lost.row.digest)) is None
         assert [row.digest for row in store.database.run(lambda c: lead_up_to(c, second.row.digest))] == [
             second.row.digest,
@@ -207,9 +217,41 @@ def test_what_is_old_and_needed_by_nobody_is_removed_and_its_pack_with_the_next_
         # One pack holds a case beside its update, two hold bases.
         count = select(func.count()).select_from(schema.blobs)
         assert store.database.run(lambda c: c.execute(count).scalar_one()) == 3
-    with Store(tmp_path) as store:
         assert len(list((tmp_path / "blobs").glob("*/*"))) == 3
+    with Store(tmp_path) as store:
         assert Bases(store).load(second.row, shapes_of(WEIGHTS)).keys() == WEIGHTS.keys()
+
+
+def test_a_rules_state_is_kept_of_the_last_committed_round_of_an_open_series(store):
+    start(store)
+    bases = Bases(store)
+    first = bases.first("pump", GRAPH, WEIGHTS)
+    made = [
+        bases.next(first.row, first.weights, WEIGHTS, "int8", extra=bytes([number]) * 40)
+        for number in range(3)
+    ]
+
+    def work(c):
+        first.keep(c, now_ms=1)
+        for number, (each, outcome) in enumerate(
+            zip(made, ("committed", "committed", "rolled_back"), strict=True), 1
+        ):
+            each.keep(c, now_ms=1)
+            rounds.insert_round(c, dataclasses.replace(ROUND, id=f"r{number}", number=number), now_ms=1)
+            rounds.save_round(c, f"r{number}", outcome=outcome, closed_at_ms=1, **each.rule_columns)
+
+    store.database.run(work)
+    gone = store.database.run(lambda c: remove_old(c, now_ms=2))
+    assert (gone.rows, gone.packs) == (0, {made[0].pack, made[2].pack} - {first.pack})
+    kept = store.database.run(lambda c: rounds.committed_rounds(c, 1))
+    assert [row["rule_blob"] for row in kept] == [None, made[1].pack]
+
+
+def test_a_pack_that_was_put_again_is_left_for_the_next_start(store):
+    name = store.blobs.put(b"sent twice")
+    assert store.blobs.put(b"sent twice") == name
+    store.blobs.remove([name])
+    assert store.blobs.get(name, 0, 10) == b"sent twice"
 
 
 class EmptyRecorder(Recorder):
