@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 
-from cloud_hub.core.federation.privacy import PrivacyError, PrivacySpec, PrivacySpent, measure_privacy
+from cloud_hub.core.federation.privacy import (
+    PrivacyError,
+    PrivacySpec,
+    PrivacySpent,
+    effective_votes,
+    measure_privacy,
+)
 from cloud_hub.errors import RoundError
-from cloud_hub.federation.settings import SeriesSettings
+from cloud_hub.federation.settings import SeriesSettings, votes_needed
 
 
 def account_of(settings: SeriesSettings, *, fleet: int, delta: float) -> PrivacySpent:
-    """What a series with these settings spends of each board, with the fewest votes that its quorum allows.
+    """What a series with these settings spends of each board, in its least favourable rounds.
 
-    Counts the rounds that are committed; each one that fails and is retried costs as much as one of them.
+    These count the fewest votes that its quorum allows, one of them as heavy and the others as light as can
+    be: noise hides a vote only as far as the others' counts beside it. Counts the rounds that are committed;
+    each one that fails and is retried costs as much as one of them.
 
     Raises:
         RoundError: without noise, with numbers out of range, or where dp-accounting is not installed.
@@ -30,11 +39,25 @@ def account_of(settings: SeriesSettings, *, fleet: int, delta: float) -> Privacy
                 fleet_size=fleet,
                 rounds=settings.rounds,
                 delta=delta,
-                votes=max(1, math.ceil(settings.quorum * cohort)),
+                votes=effective_votes([1.0, *[_lightest(settings)] * (votes_needed(settings, cohort) - 1)]),
             )
         )
     except PrivacyError as error:
         raise RoundError(str(error)) from error
+
+
+def _lightest(settings: SeriesSettings) -> float:
+    """What a vote weighs at least beside the heaviest one: nearly nothing where it is no weighted mean.
+
+    How such rules add noise up depends on the votes themselves: no more is claimed than for a vote alone.
+    """
+    match settings.strategy:
+        case "fedbuff":
+            return 1.0 / math.sqrt(1.0 + settings.max_staleness)
+        case "median" | "trimmed" | "clipped":
+            return sys.float_info.epsilon
+        case _:
+            return settings.min_examples / settings.max_examples
 
 
 def lines_of(spent: PrivacySpent, *, delta: float) -> Iterator[str]:
@@ -50,4 +73,7 @@ def lines_of(spent: PrivacySpent, *, delta: float) -> Iterator[str]:
         yield f"  {epsilon:8.3g}   {what}"
     of_one, of_mean = spent.noise_std, spent.mean_noise_std
     yield f"noise: {of_one:.3g} on each number of an update, {of_mean:.3g} on the mean's"
-    yield "not covered: escalations and audits, which are inputs; a board that adds no noise"
+    yield (
+        "not covered: escalations and audits, which are inputs; how many examples a board has; a board that "
+        "adds no noise"
+    )

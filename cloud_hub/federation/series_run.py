@@ -6,7 +6,6 @@ As in `round_run`, each state is stored before what it asks for is carried out.
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 from collections.abc import Collection
 from typing import Final, assert_never
@@ -40,7 +39,7 @@ from cloud_hub.federation.bases import Bases
 from cloud_hub.federation.membership import Facts, ask, eligible_of
 from cloud_hub.federation.ports import Declined, Registered, Waiting
 from cloud_hub.federation.round_run import After, Parts, RoundRun, Write
-from cloud_hub.federation.settings import SeriesSettings
+from cloud_hub.federation.settings import SeriesSettings, votes_needed
 from cloud_hub.models import HubModel
 from cloud_hub.store.bases import BaseRow, lead_up_to
 from cloud_hub.store.releases import look_at_holdout
@@ -319,11 +318,12 @@ def _cohort_of(fleet: list[Eligible], settings: SeriesSettings, number: int) -> 
 
 
 def _rules_of(settings: SeriesSettings, asked: int) -> Rules:
-    """The quorum is a share of those who are asked, which may be fewer than the settings would have."""
-    quorum = max(1, math.ceil(settings.quorum * min(asked, settings.cohort) - 1e-9))
+    quorum = votes_needed(settings, asked)
+    # Noise is accounted for a quorum's: a round of which screening leaves fewer must not be published.
+    min_votes = quorum if settings.noise_multiplier > 0.0 else 1
     if settings.is_asynchronous:
-        return BufferRules(quorum, settings.max_staleness, settings.deadline_s)
-    return RoundRules(asked, quorum, settings.grace_s, settings.deadline_s)
+        return BufferRules(quorum, settings.max_staleness, settings.deadline_s, min_votes)
+    return RoundRules(asked, quorum, settings.grace_s, settings.deadline_s, min_votes=min_votes)
 
 
 def _why_not(fleet: list[Eligible]) -> str:

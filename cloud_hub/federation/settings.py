@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -263,6 +264,11 @@ def guard_rules_of(settings: SeriesSettings) -> GuardRules:
 def norm_rule_of(settings: SeriesSettings) -> NormRule:
     """How long a vote may be."""
     return NormRule(settings.norm_factor)
+
+
+def votes_needed(settings: SeriesSettings, asked: int) -> int:
+    """The quorum of so many who are asked, which may be fewer than the settings would have."""
+    return max(1, math.ceil(settings.quorum * min(asked, settings.cohort) - 1e-9))
 
 
 def _buffer_of(settings: SeriesSettings) -> int:

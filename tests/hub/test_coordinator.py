@@ -300,6 +300,17 @@ def test_a_round_without_a_quorum_is_aborted_at_its_deadline_and_another_is_trie
     assert "1 of 5 asked have answered, quorum 3" in first["why"]
 
 
+def test_a_noisy_round_of_which_screening_leaves_fewer_than_the_quorum_is_rolled_back(world):
+    world.start(clip_norm=1.0, noise_multiplier=1.0)
+    for board in world.boards[:3]:
+        board.answer(delta=b"\x01\x00rubbish")
+    for board in world.boards[3:]:
+        board.answer()
+    world.turn()
+    assert rounds_of(world)[0]["outcome"] == "rolled_back"
+    assert "2 votes stood screening and 3 did not, 3 needed" in rounds_of(world)[0]["why"]
+
+
 def test_a_quorum_waits_its_grace_and_then_closes_without_the_rest(world):
     world.start()
     for board in world.boards[:3]:

@@ -36,6 +36,21 @@ def test_a_smaller_quorum_hides_each_board_less():
 
 
 @pytest.mark.parametrize(
+    ("settings", "hides"),
+    [
+        ({"min_examples": 16, "max_examples": 2000}, False),
+        ({"min_examples": 50, "max_examples": 50}, True),
+        ({"strategy": "median", "min_examples": 50, "max_examples": 50}, False),
+        ({"strategy": "fedbuff", "max_staleness": 0}, True),
+    ],
+)
+def test_a_vote_that_may_outweigh_all_others_is_hidden_by_its_own_noise_alone(settings, hides):
+    given = {"clip_norm": 1.0, "noise_multiplier": 4.0, "rounds": 3, "cohort": 20, **settings}
+    spent = account_of(settings_of(given), fleet=50, delta=1e-5)
+    assert (spent.aggregate < 0.5 * spent.device) is hides
+
+
+@pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--fleet", "50"], "noise_multiplier is 0: without noise"),
