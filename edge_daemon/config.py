@@ -156,7 +156,7 @@ class TrainingConfig(Section, frozen=True):
     on_battery: bool = False
     max_queued: Annotated[int, Meta(ge=0, le=1_000_000)] = 32
     max_passes: Annotated[int, Meta(ge=1, le=10**9)] = 1_000_000
-    max_memory_mb: Annotated[int, Meta(ge=16, le=2**20)] = 512
+    max_memory_mb: Annotated[int, Meta(ge=128, le=2**20)] = 512
     nice: Annotated[int, Meta(ge=0, le=19)] = 19
 
     @property

@@ -8,7 +8,8 @@ EdgeError
 ├── DataError            samples for `bench` that do not fit the bundle (`bench.samples`)
 ├── OutputError          a file that `bench` or `profile` cannot write (`bench.commands`)
 └── SpoolError           the queue on disk did not take, find or give up something
-    ├── SpoolFullError       one item above the spool's whole limit, or more waiting than memory may hold
+    ├── SpoolFullError       more waiting than memory may hold
+    │   └── ItemTooLargeError    one item above the spool's whole limit: it will never be taken
     ├── SpoolClosedError     asked after `close` or before `open`
     ├── SpoolInUseError      another process holds the file
     └── SpoolVersionError    written by a newer daemon: going back needs an empty state directory
@@ -78,7 +79,11 @@ class SpoolError(EdgeError):
 
 
 class SpoolFullError(SpoolError):
-    """An item above the spool's whole limit, or more items waiting for the disk than memory may hold."""
+    """More items wait for the disk than memory may hold."""
+
+
+class ItemTooLargeError(SpoolFullError):
+    """An item above the spool's whole limit; it will never be taken."""
 
 
 class SpoolClosedError(SpoolError):

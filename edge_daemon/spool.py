@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 
 from edge_daemon.core.spooling import Batch, DropReason, SpoolCounts, SpoolItem, SpoolLimits
 from edge_daemon.errors import (
+    ItemTooLargeError,
     SpoolClosedError,
     SpoolError,
     SpoolFullError,
@@ -171,7 +172,7 @@ class SqliteSpool:
         if not self._is_open:
             return SpoolClosedError("the spool is closed")
         if size_bytes > self._max_bytes:
-            return SpoolFullError(f"an item of {size_bytes} bytes, the spool holds {self._max_bytes}")
+            return ItemTooLargeError(f"an item of {size_bytes} bytes, the spool holds {self._max_bytes}")
         if self._queued_items >= MAX_QUEUED_ITEMS or (
             self._queued_items > 0 and self._queued_bytes + size_bytes > MAX_QUEUED_BYTES
         ):

@@ -13,7 +13,7 @@ import queue
 import random
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -21,7 +21,7 @@ from edge_cascade.bundle import Bundle
 from edge_cascade.burst import Burst
 from edge_cascade.durable import crash_point
 from edge_cascade.errors import ProtocolError
-from edge_cascade.messages import RoundOffer, RoundTerms, TrainingBase
+from edge_cascade.messages import ClientUpdate, RoundOffer, RoundTerms, TrainingBase
 from edge_daemon.core.rounds import RoundLimits, RoundsState, next_due_s, next_state
 from edge_daemon.core.rounds_events import (
     AppendUpdate,
@@ -48,6 +48,7 @@ from edge_daemon.core.rounds_events import (
 )
 from edge_daemon.core.spooling import DropReason, update_item
 from edge_daemon.core.vitals import Vitals, VitalsLimits, decide_may_train
+from edge_daemon.errors import ItemTooLargeError
 from edge_daemon.training.child import EXIT_DIVERGED
 from edge_daemon.training.inbox import (
     Appended,
@@ -172,6 +173,9 @@ class Follower:
                 learner.load()
             except OSError as error:
                 log.warning("rounds of %s start without their files: %s", learner.model, error)
+            except Exception:
+                # Nor must a defect in one model's files end all that follow.
+                log.exception("defect in the files of rounds model=%s", learner.model)
             self._append_pending(learner)
 
     def _begin_anew(self) -> None:
@@ -184,7 +188,22 @@ class Follower:
     def _append_pending(self, learner: Learner) -> None:
         """Give the spool once more what may never have reached it. What it has already it has once."""
         if learner.pending is not None:
-            self._around.spool.append(update_item(learner.pending.update))
+            self._give(learner.pending.update, lambda problem: None)
+
+    def _give(self, update: ClientUpdate, tell: Callable[[str | None], None]) -> None:
+        """Give an update to the spool; `tell` hears what the disk says, on the spool's thread."""
+        stored = self._around.spool.append(update_item(update))
+
+        def hear(_: object) -> None:
+            error = stored.exception()
+            if isinstance(error, ItemTooLargeError):
+                # As if it had been taken and dropped, or it would be given for ever.
+                tell(None)
+                self._inbox.put(Gone(update.boot, update.seq, DropReason.LIMIT))
+            else:
+                tell(None if error is None else str(error))
+
+        stored.add_done_callback(hear)
 
     def _sleep_s(self) -> float:
         due = [due_s for each in self._learners.values() if (due_s := next_due_s(each.rounds)) is not None]
@@ -397,14 +416,8 @@ class Follower:
         except OSError as error:
             log.warning("update not kept model=%s: %s", learner.model, error)
             return [UpdateNotStored()]
-        stored = self._around.spool.append(update_item(update))
         model = learner.model
-
-        def tell() -> None:
-            error = stored.exception()
-            self._inbox.put(Appended(model, None if error is None else str(error)))
-
-        stored.add_done_callback(lambda _: tell())
+        self._give(update, lambda problem: self._inbox.put(Appended(model, problem)))
         return []
 
     def _appended(self, learner: Learner, problem: str | None) -> None:

@@ -21,14 +21,14 @@ from edge_daemon.core.rounds import RoundLimits
 from edge_daemon.core.rounds_events import Phase
 from edge_daemon.core.spooling import DropReason
 from edge_daemon.core.vitals import Vitals, VitalsLimits
-from edge_daemon.errors import SpoolError
+from edge_daemon.errors import ItemTooLargeError, SpoolError
 from edge_daemon.metrics import Metrics
 from edge_daemon.training.arrays import dump_arrays, load_arrays
 from edge_daemon.training.child import EXIT_DIVERGED
 from edge_daemon.training.follower import Follower
 from edge_daemon.training.inbox import Surroundings
 from edge_daemon.training.job import Result, read_base, read_job, read_residual, write_result
-from edge_daemon.training.learner import CostLimits
+from edge_daemon.training.learner import CostLimits, Learner
 from tests.device.rounds_cases import HUB_KEY, Ceiling, drawn, offer, terms_for
 from tests.device.spooling_cases import BOOT, wait_until
 
@@ -56,12 +56,15 @@ class FakeSpool:
         self.rows = {}
         self.appends = 0
         self.fails = 0
+        self.is_small = False
         self.tells = []
 
     def append(self, item):
         future = Future()
         self.appends += 1
-        if self.fails:
+        if self.is_small:
+            future.set_exception(ItemTooLargeError("an item of 9 bytes, the spool holds 8"))
+        elif self.fails:
             self.fails -= 1
             future.set_exception(SpoolError("disk full"))
         else:
@@ -125,6 +128,7 @@ class World:
 
     def __init__(self, directory: Path, bundle):
         self.bundle = bundle
+        self.directory = directory
         self.spool = FakeSpool()
         self.examples = FakeExamples(drawn())
         self.vitals = COOL
@@ -418,6 +422,47 @@ def test_an_update_that_the_spool_refuses_is_given_again_and_is_the_same(world, 
     world.child().succeed()
     assert world.appended().seq == 7
     assert world.spool.appends == 3
+
+
+def test_an_update_that_the_spool_will_never_hold_is_given_up(begin, tiny_bundle, caplog):
+    world = begin()
+    world.spool.is_small = True
+    world.offer(terms_for(tiny_bundle))
+    world.child().succeed()
+    wait_until(lambda: "update not delivered" in caplog.text and world.learner.pending is None)
+    world.offer(terms_for(tiny_bundle, "round-2"))
+    world.child(1)
+    again = begin()
+    again.offer(terms_for(tiny_bundle))
+    again.offer(terms_for(tiny_bundle, "round-3"))
+    again.child().succeed()
+    assert again.appended().round_id == "round-3"
+
+
+def test_a_pending_update_that_the_spool_will_never_hold_is_given_up_at_the_next_start(begin, tiny_bundle):
+    world = begin()
+    world.spool.append = lambda item: Future()  # as in a crash: no answer
+    world.offer(terms_for(tiny_bundle))
+    world.child().succeed()
+    wait_until(lambda: world.learner.pending is not None)
+    world.follower.stop()
+    again = World(world.directory, tiny_bundle)
+    again.spool.is_small = True
+    again.follower.start()
+    wait_until(lambda: again.learner.pending is None and again.learner.rounds.voted)
+    again.follower.stop()
+
+
+def test_a_defect_in_the_files_of_rounds_ends_no_round(begin, tiny_bundle, monkeypatch, caplog):
+    def defect(self):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(Learner, "load", defect)
+    world = begin()
+    world.offer(terms_for(tiny_bundle))
+    world.child().succeed()
+    world.appended()
+    assert "defect in the files of rounds" in caplog.text
 
 
 def test_what_an_update_left_out_counts_once_it_was_delivered_and_not_if_it_was_dropped(begin, tiny_bundle):
