@@ -7,6 +7,7 @@ expendable: what comes faster than that, and what the disk refuses, is counted a
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from edge_daemon.core.examples import Drawn, ExampleCounts, ExampleDrop, Origin,
 from edge_daemon.example_ledger import Event, ExampleLedger, ExampleModel, Judged, Labelled, nothing_drawn
 from edge_daemon.pipeline import Outcome, Sample
 from edge_daemon.recent import RecentSamples, Seen
+
+log = logging.getLogger(__name__)
 
 TURN_S: Final = 1.0
 MAX_SAMPLES_A_TURN: Final = 256
@@ -168,11 +171,17 @@ class ExampleStore:
     # --- the store's thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._ledger.open()
-        while self._is_open:
-            self._wake.wait(TURN_S)
-            self._wake.clear()
-            self._turn()
+        try:
+            self._ledger.open()
+            while self._is_open:
+                self._wake.wait(TURN_S)
+                self._wake.clear()
+                self._turn()
+        except Exception:
+            log.exception("defect in the store of examples: no more are kept until the next start")
+        with self._entry:
+            # From here on nobody waits for this thread.
+            self._is_open = False
         self._turn()
         self._ledger.close()
 

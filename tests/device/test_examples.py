@@ -552,6 +552,17 @@ class TestTrouble:
         assert store.counts().corruptions == 1
         assert store.counts().dropped == ({ExampleDrop.DISK: 1} if during == "write" else {})
 
+    def test_a_defect_leaves_nobody_waiting(self, make, monkeypatch, caplog):
+        def defect(self):
+            raise RuntimeError("no")
+
+        monkeypatch.setattr(ExampleLedger, "open", defect)
+        store = make()
+        assert len(store.draw("m", 1)) == 0
+        store.close()
+        assert len(store.draw("m", 1)) == 0
+        assert "defect in the store of examples" in caplog.text
+
     def test_a_directory_that_cannot_be_made_is_tried_again(self, make, tmp_path, monkeypatch):
         monkeypatch.setattr(example_ledger, "REOPEN_S", 0.0)
         blocker = tmp_path / "examples.sqlite"
