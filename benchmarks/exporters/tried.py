@@ -105,4 +105,4 @@ def build_edge(path: Path, shape: Shape, folder: Path, console: Console) -> Buil
         return BuiltEdge("", math.nan, math.nan, str(error))
     seen = built.card.evaluation
     plan = "" if built.certified is None else built.certified.default_plan
-    return BuiltEdge(plan, seen.mult_adds / seen.network_mult_adds, seen.upload_share)
+    return BuiltEdge(plan, seen.compute_share, seen.upload_share)

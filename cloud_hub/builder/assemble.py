@@ -19,8 +19,9 @@ from cloud_hub.builder.collect import StageRuns, Stages, Step, off_the_wire, sta
 from cloud_hub.builder.graphs.quantise import quantise
 from cloud_hub.builder.graphs.staged import StagedGraph
 from cloud_hub.builder.graphs.stages import CutStage, cut_stages
-from cloud_hub.builder.joined import staged_of_stages, train_step_of
+from cloud_hub.builder.joined import Lesson, staged_of_stages, train_step_of
 from cloud_hub.builder.write import GraphPart, WeightsPart, write_bundle
+from cloud_hub.errors import BuildError
 from edge_cascade.durable import sync_directory, write_durably
 from edge_cascade.manifest import Bounds, Preprocess, Stage, Window, Wire
 from edge_cascade.policy import Certificate, Plan, Precision
@@ -116,7 +117,7 @@ def write_model(out: Path, content: Content) -> str:
     declaration, stages = content.declaration, content.stages
     golden_inputs = off_the_wire(content.golden_samples[:_GOLDEN_SAMPLES], declaration.wire)
     weights = weights_part(stages, content.policy, declaration.preprocess, golden_inputs)
-    lesson = train_step_of(staged_of_stages(stages, len(declaration.labels)))
+    lesson = _lesson_of(staged_of_stages(stages, len(declaration.labels)))
     graph = GraphPart(
         model=declaration.model,
         version=declaration.version,
@@ -131,8 +132,8 @@ def write_model(out: Path, content: Content) -> str:
         full_model_sha256=hashlib.sha256(content.full_model).hexdigest(),
         bounds=Bounds(max_abs_weight=_weight_bound(weights.tensors), max_accept_score=MAX_ACCEPT_SCORE),
         min_daemon=declaration.min_daemon,
-        train_step=lesson.model,
-        head_parameters=lesson.head_parameters,
+        train_step=None if lesson is None else lesson.model,
+        head_parameters=() if lesson is None else lesson.head_parameters,
     )
     out.mkdir(parents=True, exist_ok=True)
     waiting = out / f".{FULL_MODEL}.new"
@@ -144,6 +145,14 @@ def write_model(out: Path, content: Content) -> str:
     finally:
         waiting.unlink(missing_ok=True)
     return bundle_id
+
+
+def _lesson_of(staged: StagedGraph) -> Lesson | None:
+    """None for a network of which not even the heads can be trained: boards serve it and never learn."""
+    try:
+        return train_step_of(staged)
+    except BuildError:
+        return None
 
 
 def weights_part(

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloud_hub.builder import assemble
+from cloud_hub.builder.gradients.site import NoGradientError
 from cloud_hub.builder.networks.export import export_full
 from cloud_hub.builder.write import recover_bundle
 from edge_cascade.backends.onnx import OnnxStage, open_whole_model
@@ -45,6 +47,16 @@ def test_building_over_an_old_bundle_replaces_it_and_leaves_nothing_behind(tmp_p
     assert new.bundle_id != old.bundle_id
     assert load_bundle(tmp_path / "bundle").graph.version == "1.0.1"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "full.onnx"]
+
+
+def test_a_network_that_cannot_be_trained_is_served_all_the_same(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise NoGradientError(["Max (exit0.floored)"])
+
+    monkeypatch.setattr(assemble, "train_step_of", refuse)
+    bundle = load_bundle(build_signal_bundle(tmp_path).directory)
+    assert bundle.train_step is None
+    assert bundle.graph.head_parameters == ()
 
 
 def refuse_renames_of(monkeypatch, named):

@@ -15,7 +15,7 @@ pytest.importorskip("onnx", reason="the builder needs onnx (the dev extra)")
 
 from cloud_hub.builder import commands_report
 from cloud_hub.builder.calibration.outcomes import Outcomes, Walk
-from cloud_hub.builder.reports.evaluate import Evaluation, evaluate
+from cloud_hub.builder.reports.evaluate import Evaluation, evaluate, work_share
 from cloud_hub.builder.reports.inputs import load_samples, read_full_model
 from cloud_hub.builder.reports.recheck import binomial_tail, check_certificate, clopper_pearson
 from cloud_hub.builder.reports.traffic import PlanRun, Sender
@@ -213,3 +213,8 @@ def test_labels_that_the_bundle_does_not_know_are_refused(tmp_path):
     path = save(tmp_path / "some.npz", x=np.zeros((3, 8, 8), np.uint8), y=np.array(["a", "b", "c"]))
     with pytest.raises(BuildError, match="the label 'a' is none of the bundle's"):
         load_samples(path, graph)
+
+
+def test_a_network_without_multiply_adds_does_all_of_its_work():
+    assert work_share(0.0, 0) == 1.0
+    assert work_share(30.0, 120) == 0.25

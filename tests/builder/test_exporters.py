@@ -140,6 +140,13 @@ def test_probabilities_of_scikit_learn_are_kept(tmp_path, name, classes):
     np.testing.assert_allclose(softmax(logits), estimator.model.predict_proba(x), atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "classes"), [("network", 2), ("naive Bayes", 3)])
+def test_what_ends_in_probabilities_without_a_gradient_gets_a_bundle(tmp_path, name, classes):
+    estimator, path = fitted(name, classes, tmp_path / "m.onnx")
+    shape = noise_for_estimators(estimator.classes)[0].shape[1:]
+    assert build_edge(path, shape, tmp_path, Console(quiet=True)).refused == ""
+
+
 def test_a_forest_is_named_as_unsupported(tmp_path):
     _, path = fitted("forest", 3, tmp_path / "m.onnx")
     with pytest.raises(BuildError, match=r"TreeEnsembleClassifier .* neither as the full nor as the edge"):

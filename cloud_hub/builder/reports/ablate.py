@@ -30,6 +30,7 @@ from cloud_hub.builder.calibration.outcomes import Outcomes, disagreements, loss
 from cloud_hub.builder.calibration.p_values import last_passed, units_needed
 from cloud_hub.builder.calibration.track import Chain, follow, risk_if_answered
 from cloud_hub.builder.calibration.units import Units, expected_to_pass, lossless, measure, units_of
+from cloud_hub.builder.reports.evaluate import work_share
 from cloud_hub.builder.reports.traffic import PlanRun, Sender, cascade_traffic
 from cloud_hub.errors import CertificateError
 from edge_cascade.policy import ACCEPT_NONE, Rung
@@ -260,6 +261,6 @@ def _row(measured: Sequence[_Measured], variant: Variant, whole: int) -> Ablatio
         upload_range=(min(uploads), max(uploads)),
         accuracy=fmean(each.accuracy for each in measured),
         risk=fmean(each.risk for each in measured),
-        compute_share=fmean(each.mult_adds for each in measured) / whole,
+        compute_share=work_share(fmean(each.mult_adds for each in measured), whole),
         bytes_up=fmean(each.bytes_up for each in measured),
     )

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from cloud_hub.builder.reports.card import Card, CurvePoint
 from cloud_hub.builder.reports.card_pages import Plot
 from cloud_hub.builder.reports.card_text import PlotName, chosen_point
+from cloud_hub.builder.reports.evaluate import work_share
 
 # Read well on white and on near-black alike, and apart from each other by people who see no red and green.
 _BLUE: Final = "#3b86d1"
@@ -116,7 +117,7 @@ def _rungs(card: Card) -> str:
         bars = left.barh([*names, "hub"], shares, color=[_BLUE] * len(names) + [_ORANGE], height=0.6)
         left.bar_label(bars, fmt="%.1f", padding=3)
         left.set_xlabel("answers, % of samples")
-        work = [100 * each.mult_adds_so_far / whole for each in figures]
+        work = [100 * work_share(each.mult_adds_so_far, whole) for each in figures]
         bars = right.barh(names, work, color=_GREEN, height=0.6)
         right.bar_label(bars, fmt="%.0f", padding=3)
         right.set_xlabel("work so far, % of the network")

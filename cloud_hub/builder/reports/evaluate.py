@@ -89,6 +89,11 @@ class Evaluation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checks: tuple[Check, ...]
 
 
+def work_share(mult_adds: float, whole: int) -> float:
+    """The one over the other; all of it for a network without multiply-adds, such as naive Bayes."""
+    return mult_adds / whole if whole else 1.0
+
+
 def evaluate(run: PlanRun, point: int, sender: Sender) -> Evaluation:
     """Measure a plan at one of its points.
 
@@ -123,7 +128,7 @@ def evaluate(run: PlanRun, point: int, sender: Sender) -> Evaluation:
         upload_share=float(walked.escalated.mean()),
         mult_adds=mult_adds,
         network_mult_adds=network_mult_adds,
-        compute_share=mult_adds / network_mult_adds,
+        compute_share=work_share(mult_adds, network_mult_adds),
         rungs=rung_figures(run, walked),
         uplink=uplink_figures(run, walked, sender, point=point),
         checks=tuple(check for check in checks if check is not None),
