@@ -125,15 +125,7 @@ class _Watcher:
             return
         self._drawn_s = now_s
         table = Table(box=None, pad_edge=False)
-        for heading in (
-            "sent",
-            "answered",
-            "to the hub",
-            "verdicts",
-            "in the spools",
-            "hub's broker",
-            "rounds",
-        ):
+        for heading in _HEADINGS:
             table.add_column(heading, justify="right")
         table.add_row(
             f"{progress.sent}/{progress.total}",
@@ -212,9 +204,10 @@ def _compared(report: SimulationReport) -> str:
 
 
 def _print_learning(console: Console, learning: LearningReport) -> None:
-    table = Table(title="rounds: learned from verdicts alone", title_justify="left")
+    # Without lines it fits into sixty columns.
+    table = Table(title="rounds: learned from verdicts alone", title_justify="left", box=None, pad_edge=False)
     for heading in _ROUND_HEADINGS:
-        table.add_column(heading, justify="left" if heading == "outcome" else "right")
+        table.add_column(heading, justify="left" if heading == "outcome" else "right", overflow="fold")
     for each in learning.rounds:
         table.add_row(
             str(each.number),

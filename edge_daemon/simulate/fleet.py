@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -43,7 +44,7 @@ from edge_daemon.daemon import Daemon
 from edge_daemon.errors import SimulationError
 from edge_daemon.simulate.brokers import BrokerKind, SiteBroker
 from edge_daemon.simulate.hub import SimulatedHub
-from edge_daemon.simulate.learning import Fresh, LearningReport, learning_report, round_view
+from edge_daemon.simulate.learning import Fresh, LearningReport, learning_report
 from edge_daemon.simulate.ledger import (
     AnswerView,
     Keeping,
@@ -55,25 +56,11 @@ from edge_daemon.simulate.ledger import (
     make_report,
 )
 from edge_daemon.simulate.sensors import Labelled, open_source
+from edge_daemon.simulate.series import HOLDOUT_SHARE, LEARNING_AUDITS, Series
 
 # How long the last answers and verdicts may take after the last sample and the end of an outage.
 SETTLE_S: Final = 60.0
 FULL_BATCH: Final = 256
-
-# With rounds: enough audits that a holdout comes together within minutes. A fleet at work takes its time.
-LEARNING_AUDITS: Final = 0.5
-HOLDOUT_SHARE: Final = 0.5
-ROUND_SETTINGS: Final[Mapping[str, object]] = {
-    "quorum": 0.75,
-    "grace_s": 2.0,
-    "deadline_s": 60.0,
-    "batch_size": 16,
-    "min_examples": 8,
-    "min_holdout": 50,
-}
-ROUND_PATIENCE_S: Final = 120.0
-DRAFT_PATIENCE_S: Final = 60.0
-POLL_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +129,11 @@ class Fleet:
                 half = self._scenario.samples // 2
                 self._send_all(sources, range(half), watch)
                 self._settle(watch)
-                series = self._run_rounds(watch)
+                series = self._series()
+                series.run(partial(self._watch_rounds, watch))
                 self._send_all(sources, range(half, self._scenario.samples), watch)
                 self._settle(watch)
-                self._wait_for_draft(series, watch)
+                series.wait_for_draft(partial(self._watch_rounds, watch))
                 return self._conclude(time.monotonic() - started_s, series)
             self._send_all(sources, range(self._scenario.samples), watch)
             self._settle(watch)
@@ -266,45 +254,22 @@ class Fleet:
 
     # --- rounds --------------------------------------------------------------------------------------------
 
-    def _run_rounds(self, watch: Callable[[Progress], None]) -> int:
-        """Start a series and wait until no round of it is open any more; its number."""
+    def _series(self) -> Series:
         scenario = self._scenario
-        settings = {
-            **ROUND_SETTINGS,
-            "rounds": scenario.rounds,
-            "cohort": scenario.devices,
-            "seed": scenario.seed,
-        }
-        number = self._hub.start_rounds(scenario.model, settings)
-        deadline_s = time.monotonic() + ROUND_PATIENCE_S * scenario.rounds
+        return Series(
+            self._hub,
+            scenario.model,
+            rounds=scenario.rounds,
+            devices=scenario.devices,
+            seed=scenario.seed,
+        )
 
-        def is_done() -> bool:
-            series = self._hub.series(number)
-            committed, phase = series["committed"], str(series["phase"])
-            watch(self._progress(hub_away=False, rounds=f"{committed}/{scenario.rounds} {phase}"))
-            return phase not in {"asked", "running"}
+    def _watch_rounds(self, watch: Callable[[Progress], None], words: str) -> None:
+        watch(self._progress(hub_away=False, rounds=words))
 
-        self._poll(is_done, deadline_s)
-        return number
-
-    def _wait_for_draft(self, series: int, watch: Callable[[Progress], None]) -> None:
-        """Until the series has its draft, or has said what it still waits for."""
-
-        def is_done() -> bool:
-            shown = self._hub.series(series)
-            watch(self._progress(hub_away=False, rounds=str(shown["phase"])))
-            return bool(shown["phase"] != "making")
-
-        self._poll(is_done, time.monotonic() + DRAFT_PATIENCE_S)
-
-    def _poll(self, is_done: Callable[[], bool], deadline_s: float) -> None:
-        while not is_done() and time.monotonic() < deadline_s:
-            time.sleep(POLL_S)
-
-    def _judge_learning(self, number: int) -> Callable[[], LearningReport]:
+    def _judge_learning(self, series: Series) -> Callable[[], LearningReport]:
         """What the hub says of the series now; judged once the hub has ended."""
-        series, rounds = self._hub.series(number), [round_view(each) for each in self._hub.rounds(number)]
-        draft = None if series["release"] is None else self._hub.bundle_of_release(series["release"])
+        shown, rounds, draft = series.shown(), series.rounds(), series.draft()
 
         def judge() -> LearningReport:
             scenario = self._scenario
@@ -312,7 +277,7 @@ class Fleet:
             wire = self._bundle.graph.wire
             received = np.stack([through_wire(x, wire) for x in fresh.x])
             return learning_report(
-                series,
+                shown,
                 rounds,
                 self._bundle,
                 hub_state_dir=self._hub.state_dir,
@@ -337,7 +302,7 @@ class Fleet:
                 rounds=rounds,
             )
 
-    def _conclude(self, seconds: float, series: int | None) -> SimulationReport:
+    def _conclude(self, seconds: float, series: Series | None) -> SimulationReport:
         for daemon in self._daemons:
             daemon.stop()
         counters = [daemon.uplink.counters() for daemon in self._daemons if daemon.uplink is not None]
