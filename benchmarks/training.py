@@ -8,7 +8,9 @@ does meets them alike:
     busy loop       a process lowered just as a training is, that computes and touches hardly any memory
     training        a round was offered; its child had begun to train and was still at it at the end
 
-What `busy loop` costs is the scheduler's part of what `training` costs; the rest is caches and memory. The
+What `busy loop` costs is the scheduler's part of what `training` costs; the rest is caches and memory. On a
+machine that others keep busy, their work moves onto the device's core where no child holds it: there
+`nothing` is the slower one, and `training / busy loop` the ratio that says something of training. The
 bundles are those that ship, fed by their virtual sensors. The device is `edge-daemon run` with `[training]`
 at its defaults but for the vitals, which would forbid training on a machine as busy as this one may be; it
 has one core, which the child shares; broker, load generator and the consumer that acknowledges the cases
@@ -124,7 +126,8 @@ class Rounds:
         self._publish(b"")
 
     def _publish(self, payload: bytes) -> None:
-        if self._session.publish(down_topic(DEFAULT_PREFIX, _DEVICE_ID, "round"), payload) is None:
+        topic = down_topic(DEFAULT_PREFIX, _DEVICE_ID, "round")
+        if self._session.publish(topic, payload, retain=True) is None:
             raise SystemExit("benchmarks.training: the broker took no offer")
 
 
@@ -224,14 +227,14 @@ class Bench:
             case "training":
                 self._rounds.offer()
                 try:
-                    yield _begun(self._training_child)
+                    yield _begun(self._training_child, self._directory / "device.log")
                 finally:
                     self._rounds.clear()
                     _wait(lambda: self._training_child() is None, "the training does not stop")
             case "busy loop":
                 command = [sys.executable, "-c", _BUSY, str(os.getpid())]
                 with running("busy", command, self._directory, self._own) as process:
-                    yield _begun(lambda: Subject("busy", "", process.pid, None))
+                    yield _begun(lambda: Subject("busy", "", process.pid, None), self._directory / "busy.log")
             case "nothing" | "nothing again":
                 yield None
 
@@ -279,14 +282,14 @@ def main() -> None:
     write_json(options.json, {"any_core": options.any_core, **figures})
 
 
-def _begun(find: Callable[[], Subject | None]) -> Subject:
-    """The process, once it has loaded what it needs."""
+def _begun(find: Callable[[], Subject | None], log: Path) -> Subject:
+    """The process, once it has loaded what it needs; `log` says why it does not come to that."""
 
     def has_begun() -> bool:
         found = find()
         return found is not None and found.cpu_s() >= _BEGUN_CPU_S
 
-    _wait(has_begun, "the child has not begun")
+    _wait(has_begun, "the child has not begun", log)
     begun = find()
     assert begun is not None
     return begun
@@ -311,11 +314,12 @@ def _times(pids: Sequence[int]) -> np.ndarray:
     return np.array([sum(times) - guest_s, idle_s, getattr(times, "steal", 0.0), own_s])
 
 
-def _wait(until: Callable[[], bool], problem: str) -> None:
+def _wait(until: Callable[[], bool], problem: str, log: Path | None = None) -> None:
     deadline_s = time.monotonic() + _PATIENCE_S
     while not until():
         if time.monotonic() > deadline_s:
-            raise SystemExit(f"benchmarks.training: {problem}")
+            said = [] if log is None else log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+            raise SystemExit(": ".join(["benchmarks.training", problem, *said]))
         time.sleep(0.02)
 
 
