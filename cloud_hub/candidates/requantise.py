@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from cloud_hub.builder.assemble import Cuts, Declaration, Policy, cut_network, stage_files, weights_part
 from cloud_hub.builder.calibration.outcomes import Floats
 from cloud_hub.builder.collect import Stages, stages_of_bundle
-from cloud_hub.builder.extra import build_extra
 from cloud_hub.builder.joined import staged_of_stages
+from cloud_hub.builder.litert.stage_files import litert_files
 from cloud_hub.builder.write import GraphPart, WeightsPart
 from cloud_hub.errors import BuildError
 from edge_cascade.bundle import Bundle, StageModel
@@ -133,8 +133,6 @@ def _litert(bundle: Bundle, cuts: Cuts) -> Mapping[tuple[int, Precision], bytes]
     wanted = {key for key, stage in bundle.stage_models.items() if stage.litert is not None}
     if not wanted:
         return {}
-    with build_extra():
-        from cloud_hub.builder.litert.stage_files import litert_files
     return {
         key: content for key, content in litert_files(cuts.by_precision, cuts.staged).items() if key in wanted
     }

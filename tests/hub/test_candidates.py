@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,8 +256,13 @@ def _without_certificates(weights):
     return replace(weights, certificates=())
 
 
+def test_the_extra_of_a_hub_brings_what_stages_for_litert_are_written_with():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    assert any(each.startswith("flatbuffers") for each in extras["hub"])
+
+
 def test_a_base_with_litert_stages_gives_a_whole_release_with_new_ones(store, better, tmp_path):
-    pytest.importorskip("flatbuffers")
     from cloud_hub.builder.assemble import Content, Declaration, Policy, cut_network, write_model
     from cloud_hub.builder.collect import stages_of_bundle
     from cloud_hub.builder.joined import staged_of_stages
@@ -431,7 +438,7 @@ def test_no_torch_no_plots_and_no_scikit_learn_are_needed(tmp_path):
     program = textwrap.dedent(
         """
         import sys
-        for name in ("torch", "matplotlib", "sklearn", "PIL", "flatbuffers", "scipy", "pytest"):
+        for name in ("torch", "matplotlib", "sklearn", "PIL", "scipy", "pytest"):
             sys.modules[name] = None
         import numpy as np
         from pathlib import Path
