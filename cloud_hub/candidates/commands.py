@@ -106,7 +106,7 @@ def _run_train(args: argparse.Namespace) -> int:
     with (
         redirect_stdout(sys.stderr),
         open_beside(config.state_dir, config.store.url) as store,
-        Progress(console=console, transient=True) as progress,
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("training", total=None)
         trained = train_in_hub(
@@ -148,15 +148,15 @@ def _list(args: argparse.Namespace) -> int:
         _print_json(releases)
         return 0
     print(
-        f"{'id':<6}{'model':<20}{'state':<10}{'bundle':<14}{'trained':<11}{'accuracy':<18}{'upload':<16}created"
+        f"{'id':<6}{'model':<20}{'state':<10}{'bundle':<14}{'trained':<11}{'accuracy':<18}{'upload':<10}created"
     )
     for each in releases:
         guard, figures = each.figures.guard, each.figures
         accuracy = f"{100 * guard.before:.1f} -> {100 * guard.after:.1f} %"
-        upload = f"{100 * figures.base_upload_share:.1f} -> {100 * figures.upload_share:.1f} %"
+        upload = f"{100 * figures.upload_share:.1f} %"
         print(
             f"{each.id:<6}{each.model:<20}{each.state:<10}{each.bundle[:12]:<14}{each.lineage.trained:<11}"
-            f"{accuracy:<18}{upload:<16}{_shown(each.created_at_ms)}"
+            f"{accuracy:<18}{upload:<10}{_shown(each.created_at_ms)}"
         )
     return 0
 
@@ -214,8 +214,8 @@ def _certificate(each: Certificate) -> str:
 
 def _upload(figures: Figures) -> str:
     return (
-        f"{100 * figures.upload_share:.1f} % expected with plan {figures.default_plan} "
-        f"({100 * figures.base_upload_share:.1f} % before)"
+        f"{100 * figures.upload_share:.1f} % expected with plan {figures.default_plan}; its parent said "
+        f"{100 * figures.base_upload_share:.1f} %, for its own promise and on its own data"
     )
 
 

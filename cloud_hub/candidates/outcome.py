@@ -38,8 +38,10 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of a candidate.
 
     `upload_share` is what its default plan is expected to send at the chosen point, `base_upload_share` what
-    the base was. `thresholds_from` says which cases chose the thresholds, `unseen` how many cases certified:
-    0 where the base promises nothing. `whole_release`: the graph part differs from the base's, why is said.
+    the base's was: of another promise, where people had labelled the base's calibration data and not the
+    fleet's cases, and measured on other samples. `thresholds_from` says which cases chose the thresholds,
+    `unseen` how many cases certified: 0 where the base promises nothing. `whole_release`: the graph part
+    differs from the base's, why is said.
     """
 
     guard: Comparison

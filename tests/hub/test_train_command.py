@@ -68,7 +68,11 @@ def test_training_prints_the_draft_and_reports_on_the_other_stream(trained, stat
     assert shown["thresholds"] == "chosen on 450 holdout cases"
     assert shown["size"].startswith("weights only, ")
     assert re.search(r"certificate +int8: disagreement at most 3.5 % .* on 1050 fresh cases", trained.out)
+    assert re.search(
+        r"% expected with plan int8; its parent said [0-9.]+ %, for its own promise", trained.out
+    )
     assert "training on 600 cases" in trained.err
+    assert all(line.strip() for line in trained.err.splitlines())
     assert load_bundle(state_dir / "releases" / shown["bundle"] / "bundle").graph.model == MODEL
 
 
