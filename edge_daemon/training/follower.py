@@ -11,7 +11,6 @@ import contextlib
 import logging
 import queue
 import random
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,16 +51,15 @@ from edge_daemon.errors import ItemTooLargeError
 from edge_daemon.training.child import EXIT_DIVERGED
 from edge_daemon.training.inbox import (
     Appended,
-    ChildEnded,
     FromHub,
     Gone,
     Inbox,
-    RunningTraining,
     Stop,
     Surroundings,
 )
 from edge_daemon.training.learner import CostLimits, Finished, Learner
 from edge_daemon.training.offers import Refused, read_offer
+from edge_daemon.training.runner import ChildEnded, Runner
 from edge_daemon.training.supervisor import outcome_of
 from edge_daemon.training.targets import least_origin
 
@@ -105,9 +103,7 @@ class Follower:
         }
         self._inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
-        self._training: RunningTraining | None = None
-        self._trainings = 0
-        self._stopped: dict[int, Path] = {}
+        self._runner = Runner(around.launch, self._inbox.put)
         self._wanted_bases: dict[str, bytes] = {}
         self._refusals = Burst()
         self._is_stopping = False
@@ -128,9 +124,7 @@ class Follower:
     def stop(self) -> None:
         """End the training that runs, at once, and the thread."""
         self._is_stopping = True
-        training = self._training
-        if training is not None:
-            training.running.kill()
+        self._runner.kill()
         self._inbox.put(Stop())
         if self._thread.is_alive():
             self._thread.join(STOP_S)
@@ -165,7 +159,7 @@ class Follower:
                 # A defect in one round must not end all that follow.
                 log.exception("defect in the rounds")
                 self._begin_anew()
-        self._end_training()
+        self._runner.stop()
 
     def _load(self) -> None:
         for learner in self._learners.values():
@@ -180,7 +174,7 @@ class Follower:
 
     def _begin_anew(self) -> None:
         """Wait for the next offer, with what must not be forgotten."""
-        self._end_training()
+        self._runner.stop()
         for learner in self._learners.values():
             before = learner.rounds
             learner.rounds = RoundsState(voted=before.voted, failures=before.failures, starts=before.starts)
@@ -227,8 +221,8 @@ class Follower:
                 self._settle(heard)
             case Appended(model, problem):
                 self._appended(self._learners[model], problem)
-            case ChildEnded(number, code):
-                self._ended(number, code)
+            case ChildEnded():
+                self._ended(heard)
             case Stop():
                 pass
             case _:
@@ -311,7 +305,7 @@ class Follower:
                 return self._start_training(learner, effect)
             case StopTraining(reason):
                 log.info("training stopped model=%s reason=%s", learner.model, reason)
-                self._end_training()
+                self._runner.stop()
             case AppendUpdate():
                 return self._append(learner)
             case Note(why, detail):
@@ -328,7 +322,7 @@ class Follower:
         return Surveyed(examples, self._obstacle(learner), learner.has_base(terms))
 
     def _obstacle(self, learner: Learner) -> str | None:
-        training = self._training
+        training = self._runner.training
         vitals = self._read_vitals()
         if training is not None and training.learner is not learner:
             return f"{training.learner.model} is being trained"
@@ -337,13 +331,10 @@ class Follower:
         return decide_may_train(vitals, self._vitals)
 
     def _read_vitals(self) -> Vitals:
-        return self._around.read_vitals(None if self._training is None else self._training.running.pid)
+        return self._around.read_vitals(self._runner.pid)
 
     def _start_training(self, learner: Learner, start: StartTraining) -> list[Event]:
-        assert self._training is None
         now_s = self._around.clock.monotonic_s()
-        self._trainings += 1
-        number = self._trainings
         try:
             directory = learner.prepare(
                 start.terms,
@@ -352,28 +343,24 @@ class Follower:
                 seconds=start.ends_at_s - now_s,
                 costs=self._costs,
             )
-            running = self._around.launch(directory, lambda code: self._inbox.put(ChildEnded(number, code)))
+            self._runner.start(learner, start.terms, directory)
         except (ProtocolError, OSError) as error:
             return [self._failed(learner, str(error))]
-        self._training = RunningTraining(number, learner, start.terms, directory, running)
         self._around.metrics.rounds_joined.add(learner.model)
         log.info("training model=%s round=%s", learner.model, start.terms.round_id)
         return []
 
     # --- after training ------------------------------------------------------------------------------------
 
-    def _ended(self, number: int, code: int) -> None:
-        training = self._training
-        if training is None or training.number != number:
-            # One that was stopped.
-            self._remove(self._stopped.pop(number, None))
+    def _ended(self, ended: ChildEnded) -> None:
+        training = self._runner.take_ended(ended)
+        if training is None:
             return
-        self._training = None
         learner = training.learner
-        outcome = outcome_of(training.directory, code, training.terms)
-        self._remove(training.directory)
+        outcome = outcome_of(training.directory, ended.code, training.terms)
+        self._runner.remove(training)
         if isinstance(outcome, str):
-            why = Declined.DIVERGED if code == EXIT_DIVERGED else Declined.FAILED
+            why = Declined.DIVERGED if ended.code == EXIT_DIVERGED else Declined.FAILED
             self._feed(learner, self._failed(learner, outcome, why))
             return
         crash_point("device.round-trained")
@@ -397,18 +384,6 @@ class Follower:
         self._around.metrics.trainings_failed.add(learner.model)
         log.warning("training failed model=%s: %s", learner.model, reason)
         return TrainingFailed(reason, why)
-
-    def _end_training(self) -> None:
-        training, self._training = self._training, None
-        if training is not None:
-            training.running.kill()
-            self._stopped[training.number] = training.directory
-
-    @staticmethod
-    def _remove(directory: Path | None) -> None:
-        # What is left, the next start removes.
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
 
     def _append(self, learner: Learner) -> list[Event]:
         try:

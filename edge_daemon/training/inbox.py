@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from edge_cascade.messages import BaseRequest, RoundOffer, RoundTerms, TrainingBase
+from edge_cascade.messages import BaseRequest, RoundOffer, TrainingBase
 from edge_daemon.core.spooling import DropReason
 from edge_daemon.core.vitals import Vitals
 from edge_daemon.metrics import Metrics
 from edge_daemon.ports import Clock, Examples, Spool
-from edge_daemon.training.learner import Learner
-from edge_daemon.training.supervisor import Launch, Running
+from edge_daemon.training.runner import ChildEnded
+from edge_daemon.training.supervisor import Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +19,6 @@ class FromHub:
     """What came on down/round; None where the offer was cleared."""
 
     message: RoundOffer | TrainingBase | None
-
-
-@dataclass(frozen=True, slots=True)
-class ChildEnded:
-    """A training process has ended."""
-
-    number: int
-    code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +44,6 @@ class Stop:
 
 
 Inbox = FromHub | ChildEnded | Appended | Gone | Stop
-
-
-@dataclass(frozen=True, slots=True)
-class RunningTraining:
-    """The child that runs, and what for."""
-
-    number: int
-    learner: Learner
-    terms: RoundTerms
-    directory: Path
-    running: Running
 
 
 @dataclass(frozen=True, slots=True)

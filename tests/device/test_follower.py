@@ -389,7 +389,7 @@ def test_a_defect_in_one_round_does_not_end_the_next(world, tiny_bundle, caplog)
 def test_stopping_kills_the_training_at_once(world, tiny_bundle):
     world.offer(terms_for(tiny_bundle))
     child = world.child()
-    wait_until(lambda: world.follower._training is not None)
+    wait_until(lambda: world.follower._runner.training is not None)
     world.follower.stop()
     assert child.is_killed
     assert len(world.children) == 1
@@ -414,6 +414,16 @@ def test_a_training_that_diverged_is_not_tried_again_and_sends_nothing(world, ti
     world.offer(terms_for(tiny_bundle, "round-2"))
     world.child(1).succeed()
     assert world.appended().round_id == "round-2"
+
+
+def test_a_child_that_cannot_be_made_leaves_no_directory(world, tiny_bundle):
+    def launch(directory, on_end):
+        raise OSError("no more processes")
+
+    world.follower._runner._launch = launch
+    world.offer(terms_for(tiny_bundle))
+    wait_until(lambda: world.count("rounds_declined", "training_failed") == 1)
+    assert list(world.directory.glob("tiny/job-*")) == []
 
 
 def test_an_update_that_the_spool_refuses_is_given_again_and_is_the_same(world, tiny_bundle):

@@ -148,8 +148,8 @@ def test_stopping_the_daemon_ends_the_child_at_once(hub, start, sensor, tiny_bun
         tiny_bundle, self_labels=SelfLabels.HARD, min_examples=12, epochs=1000, learning_rate_ppm=1
     )
     hub.retain("round", offer(of))
-    wait_until(lambda: device.follower._training is not None, timeout_s=30.0, what="the training runs")
-    process = device.follower._training.running._process
+    wait_until(lambda: device.follower._runner.training is not None, timeout_s=30.0, what="the training runs")
+    process = device.follower._runner.training.running._process
     device.stop()
     assert process.wait(5.0) == -9
     assert device.metrics.trainings_failed.total == 0
