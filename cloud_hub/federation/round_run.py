@@ -8,6 +8,7 @@ from what was stored.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -181,6 +182,8 @@ class RoundRun:
         for device in fresh:
             state, asked = next_round(state, heard.DeviceCameOnline(device), now_s=self._parts.clock_s())
             effects += asked
+        if not fresh:
+            return
         new = sorted(state.cohort - self.state.cohort)
         self.enter(state, effects, lambda c: ask(c, self._facts.model, self.id, self.number, new))
 
@@ -198,12 +201,20 @@ class RoundRun:
             reason = self._claim(update, barred)
             if reason is None:
                 event = heard.UpdateCommitted(update.device, self._ages[update.training_base])
-                following, asked = next_round(state, event, now_s=self._parts.clock_s())
+                following, asked = next_round(state, event, now_s=self._heard_s(state))
                 reason = _said(state, following, update.device)
                 state = following
                 effects += asked
             notes.append(_Note(update, reason))
         self.enter(state, effects, lambda c: self._keep(c, notes, state.votes.keys()))
+
+    def _heard_s(self, state: RoundState) -> float:
+        """When an update is heard of: before the round closes, whatever kept this thread from closing it.
+
+        As after a restart, what was committed before the round was closed counts.
+        """
+        now_s = self._parts.clock_s()
+        return now_s if state.closes_s is None else min(now_s, math.nextafter(state.closes_s, -math.inf))
 
     def _claim(self, update: StoredUpdate, barred: Collection[str]) -> str | None:
         """Why an update is no vote whatever the machine says of it; None where it may be one."""

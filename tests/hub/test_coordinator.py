@@ -300,6 +300,15 @@ def test_a_round_without_a_quorum_is_aborted_at_its_deadline_and_another_is_trie
     assert "1 of 5 asked have answered, quorum 3" in first["why"]
 
 
+def test_votes_that_came_while_the_hub_was_busy_elsewhere_count_although_the_deadline_has_passed(world):
+    world.start()
+    for board in world.boards[:4]:
+        board.answer()
+    world.turn(seconds=500)
+    (row,) = rounds_of(world)
+    assert (row["outcome"], msgspec.json.decode(row["state"])["counted"]) == ("committed", 4)
+
+
 def test_a_noisy_round_of_which_screening_leaves_fewer_than_the_quorum_is_rolled_back(world):
     world.start(clip_norm=1.0, noise_multiplier=1.0)
     for board in world.boards[:3]:
