@@ -46,7 +46,7 @@ _WORTH_DEFLATING: Final[dict[Encoding, float]] = {"fp32": 0.9, "int8": 1.0, "sig
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Residual:
-    """What earlier updates left out, to be added to the next one. Empty at first and after a new base."""
+    """What earlier updates left out, to be added to the next one, whatever its base. Empty at first."""
 
     values: Mapping[str, Floats] = field(default_factory=dict)
 
