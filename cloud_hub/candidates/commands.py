@@ -152,7 +152,7 @@ def _list(args: argparse.Namespace) -> int:
     )
     for each in releases:
         guard, figures = each.figures.guard, each.figures
-        accuracy = f"{100 * guard.before:.1f} -> {100 * guard.after:.1f} %"
+        accuracy = f"{_percent(guard.before)} -> {_percent(guard.after)} %"
         upload = f"{100 * figures.upload_share:.1f} %"
         print(
             f"{each.id:<6}{each.model:<20}{each.state:<10}{each.bundle[:12]:<14}{each.lineage.trained:<11}"
@@ -217,6 +217,10 @@ def _upload(figures: Figures) -> str:
         f"{100 * figures.upload_share:.1f} % expected with plan {figures.default_plan}; its parent said "
         f"{100 * figures.base_upload_share:.1f} %, for its own promise and on its own data"
     )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _print_json(value: Any) -> None:

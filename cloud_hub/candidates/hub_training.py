@@ -12,10 +12,10 @@ import numpy as np
 
 from cloud_hub.candidates.base import load_base
 from cloud_hub.candidates.make import Wish, make_candidate, most_cases
-from cloud_hub.candidates.outcome import Base, Candidate, Comparison, Lineage, Refused, Waiting
+from cloud_hub.candidates.outcome import Base, Candidate, Lineage, Refused, Waiting
 from cloud_hub.candidates.training import guard_training, train_on_cases, window_of
 from cloud_hub.config import Config
-from cloud_hub.core.federation.guard import GuardRules
+from cloud_hub.core.federation.guard import GuardFigures, GuardRules
 from cloud_hub.errors import NotFoundError
 from cloud_hub.examples import CaseStore, read_examples
 from cloud_hub.registry import Release, recover_drafts, register_draft
@@ -51,7 +51,7 @@ class TrainingFigures(msgspec.Struct, frozen=True, kw_only=True):
     damaged: int
     first_loss: float
     last_loss: float
-    guard: Comparison | None = None
+    guard: GuardFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)

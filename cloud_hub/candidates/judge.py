@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud_hub.builder.collect import StageRuns, Stages
-from cloud_hub.candidates.outcome import Comparison
-from cloud_hub.core.federation.guard import Better, CannotJudge, Judgement, Kept, Worse, describe
 from edge_cascade.bundle import Bundle
 from edge_cascade.policy import Rung
 from edge_cascade.preprocess import normalise
@@ -29,16 +27,3 @@ def labels_as_shipped(
     heads = StageRuns(stages, normalise(x, bundle.graph.preprocess)).climb(rungs)
     labels: Labels = heads[:, :, LABEL].astype(np.int64)
     return labels
-
-
-def comparison_of(judgement: Better | Judgement, samples: int) -> Comparison:
-    """A judgement as it is kept."""
-    match judgement:
-        case Better(before, after, p_value) | Worse(_, before, after, p_value):
-            found: float | None = p_value
-        case Kept(before, after):
-            found = None
-        case CannotJudge():
-            before = after = 0.0
-            found = None
-    return Comparison(samples=samples, before=before, after=after, p_value=found, says=describe(judgement))

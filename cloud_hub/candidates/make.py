@@ -18,8 +18,8 @@ from cloud_hub.builder.assemble import Policy
 from cloud_hub.builder.collect import stages_of_bundle
 from cloud_hub.builder.write import GraphPart, graph_digest
 from cloud_hub.candidates import certificate
-from cloud_hub.candidates.judge import comparison_of, labels_as_shipped
-from cloud_hub.candidates.outcome import Base, Candidate, Comparison, Figures, Outcome, Refused, Waiting
+from cloud_hub.candidates.judge import labels_as_shipped
+from cloud_hub.candidates.outcome import Base, Candidate, Figures, Outcome, Refused, Waiting
 from cloud_hub.candidates.requantise import (
     Network,
     check_new_weights,
@@ -27,7 +27,16 @@ from cloud_hub.candidates.requantise import (
     new_weights_part,
     requantised,
 )
-from cloud_hub.core.federation.guard import Better, CannotJudge, GuardRules, Kept, Worse, decide_better
+from cloud_hub.core.federation.guard import (
+    Better,
+    CannotJudge,
+    GuardFigures,
+    GuardRules,
+    Kept,
+    Worse,
+    decide_better,
+    figures_of,
+)
 from cloud_hub.errors import BuildError, CertificateError
 from cloud_hub.examples import CaseStore, LabelledCases, joined_cases, read_examples
 from cloud_hub.store.releases import look_at_holdout, looked_at, take_fresh
@@ -149,14 +158,14 @@ class _Making:
         is_same = graph_digest(graph) == self.base.bundle.graph_sha256
         return "" if is_same else "its manifest is written otherwise than when the base was built"
 
-    def _judge(self, network: Network, seen: LabelledCases) -> Comparison | Refused:
+    def _judge(self, network: Network, seen: LabelledCases) -> GuardFigures | Refused:
         """Candidate against base, both as they ship."""
         bundle = self.base.bundle
         rungs = bundle.plan().rungs
         before = labels_as_shipped(bundle, stages_of_bundle(bundle), rungs, seen.x)
         after = labels_as_shipped(bundle, network.stages, rungs, seen.x)
         judgement = decide_better(before, after, seen.labels, self.wish.rules)
-        figures = comparison_of(judgement, len(seen))
+        figures = figures_of(judgement, len(seen))
         match judgement:
             case Worse() | CannotJudge():
                 return Refused(figures.says)

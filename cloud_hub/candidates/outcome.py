@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from cloud_hub.builder.write import GraphPart, WeightsPart
+from cloud_hub.core.federation.guard import GuardFigures
 from cloud_hub.models import HubModel
 from edge_cascade.bundle import Bundle
 from edge_cascade.policy import Certificate
@@ -24,18 +25,8 @@ class Base:
     bundle: Bundle
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Candidate and base on the same holdout samples, as they ship: accuracies of the last rung."""
-
-    samples: int
-    before: float
-    after: float
-    p_value: float | None
-    says: str
-
-
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of a candidate.
+    """What was measured of a candidate. `guard` holds it against its base, both as they ship.
 
     `upload_share` is what its default plan is expected to send at the chosen point, `base_upload_share` what
     the base's was: of another promise, where people had labelled the base's calibration data and not the
@@ -44,7 +35,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     differs from the base's, why is said.
     """
 
-    guard: Comparison
+    guard: GuardFigures
     certificates: Sequence[Certificate]
     default_plan: str
     upload_share: float

@@ -14,9 +14,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.candidates.judge import comparison_of
-from cloud_hub.candidates.outcome import Base, Comparison, Refused, Waiting
-from cloud_hub.core.federation.guard import CannotJudge, GuardRules, Kept, Worse, decide_guard
+from cloud_hub.candidates.outcome import Base, Refused, Waiting
+from cloud_hub.core.federation.guard import (
+    CannotJudge,
+    GuardFigures,
+    GuardRules,
+    Kept,
+    Worse,
+    decide_guard,
+    figures_of,
+)
 from cloud_hub.examples import LabelledCases
 from cloud_hub.federation.evaluation import labels_of_exits
 from edge_cascade.backends.onnx import OnnxTrainStep
@@ -67,7 +74,7 @@ def train_on_cases(
 class Guarded:
     """The trained weights are not worse than the base's."""
 
-    figures: Comparison
+    figures: GuardFigures
 
 
 def guard_training(
@@ -88,9 +95,9 @@ def guard_training(
         case CannotJudge(has, needs):
             return Waiting(has, needs, "holdout cases for the guard")
         case Worse():
-            return Refused(comparison_of(judgement, len(seen)).says)
+            return Refused(figures_of(judgement, len(seen)).says)
         case Kept():
-            return Guarded(comparison_of(judgement, len(seen)))
+            return Guarded(figures_of(judgement, len(seen)))
 
 
 def window_of(ids: NDArray[np.int64], looked_at: int, *, min_samples: int) -> int:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from cloud_hub.core.federation.guard import (
     CannotJudge,
+    GuardFigures,
     GuardRules,
     Judgement,
-    Kept,
-    Worse,
     decide_guard,
-    describe,
+    figures_of,
 )
 from cloud_hub.examples import LabelledCases, example_pages, joined_cases, read_examples
 from cloud_hub.federation.evaluation import labels_of_exits
@@ -30,18 +28,6 @@ from edge_cascade.weights import Weights
 MAX_SAMPLES: Final = 5_000
 MAX_BYTES: Final = 256 * 2**20
 """Of holdout samples that are held at once, the newest."""
-
-
-class GuardFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What the guard said, as it is kept. Accuracies are of the last exit, of `where` for what is worse."""
-
-    judgement: str
-    says: str
-    samples: int
-    before: float | None = None
-    after: float | None = None
-    p_value: float | None = None
-    where: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +99,3 @@ def most_samples(model: HubModel) -> int:
     """How many samples of a model the guard reads."""
     sample_bytes = 4 * int(np.prod(model.input_shape, dtype=np.int64))
     return max(1, min(MAX_SAMPLES, MAX_BYTES // sample_bytes))
-
-
-def figures_of(judgement: Judgement, samples: int) -> GuardFigures:
-    """A judgement as it is kept."""
-    says = describe(judgement)
-    match judgement:
-        case Kept(before, after, _):
-            return GuardFigures(judgement="kept", says=says, samples=samples, before=before, after=after)
-        case Worse(where, before, after, p_value, _):
-            return GuardFigures(
-                judgement="worse",
-                says=says,
-                samples=samples,
-                before=before,
-                after=after,
-                p_value=p_value,
-                where=str(where),
-            )
-        case CannotJudge():
-            return GuardFigures(judgement="cannot_judge", says=says, samples=samples)

@@ -261,7 +261,7 @@ rounds = Table(
     Column("rule_blob", String(80), ForeignKey("blobs.name")),
     Column("rule_offset", BigInteger),
     Column("rule_length", BigInteger),
-    # What the guard said, as JSON; see `federation.judging.GuardFigures`.
+    # What the guard said, as JSON; see `core.federation.guard.GuardFigures`.
     Column("guard", Text),
     UniqueConstraint("series", "number", name="rounds_series_number"),
 )

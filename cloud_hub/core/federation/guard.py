@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -164,6 +165,44 @@ def describe(judgement: Better | Kept | Worse | CannotJudge) -> str:
             return f"worse at {where}{others}: {before:.1%} before, {after:.1%} after, p {p_value:.2g}"
         case CannotJudge(has, needs):
             return f"cannot judge: {has} holdout samples, {needs} needed"
+
+
+class GuardFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A judgement as it is kept. Accuracies are of the last exit, of `where` for what is worse."""
+
+    judgement: str
+    says: str
+    samples: int
+    before: float | None = None
+    after: float | None = None
+    p_value: float | None = None
+    where: str | None = None
+
+
+def figures_of(judgement: Better | Judgement, samples: int) -> GuardFigures:
+    """A judgement on so many samples as it is kept."""
+    before: float | None = None
+    after: float | None = None
+    p_value: float | None = None
+    where: str | None = None
+    match judgement:
+        case Kept(before, after):
+            name = "kept"
+        case Better(before, after, p_value):
+            name = "better"
+        case Worse(place, before, after, p_value):
+            name, where = "worse", str(place)
+        case CannotJudge():
+            name = "cannot_judge"
+    return GuardFigures(
+        judgement=name,
+        says=describe(judgement),
+        samples=samples,
+        before=before,
+        after=after,
+        p_value=p_value,
+        where=where,
+    )
 
 
 def tail_of_coins(heads: int, coins: int) -> float:
