@@ -93,6 +93,11 @@ def decode_delta(data: bytes, shapes: Mapping[str, tuple[int, ...]], *, max_byte
     return layout.split(vector)
 
 
+def most_delta_bytes(shapes: Mapping[str, tuple[int, ...]], encoding: Encoding) -> int:
+    """How long a delta of these shapes may become: of `topk` with the largest share that there is."""
+    return _HEADER_BYTES + payload_bounds(_layout_of(shapes).spans, encoding)[1]
+
+
 def encoding_of(data: bytes) -> Encoding:
     """Which encoding a delta is in, for comparing with the one that its message names.
 

@@ -642,6 +642,23 @@ def test_what_cannot_be_started_says_what_there_is_and_what_is_needed(store, lea
         store.database.run(lambda c: start_series(c, bundle, settings_of({}), created_by="ann", now_ms=1))
 
 
+@pytest.mark.parametrize(
+    ("values", "encoding", "why"),
+    [
+        (5_000_000, "fp32", "an update in fp32 takes 20,000,010 bytes, at most 16,773,120 fit into a frame"),
+        (17_000_000, "sign", "68,000,000 bytes of parameters are more than a training base may have"),
+    ],
+)
+def test_a_network_that_cannot_travel_is_refused_before_boards_train_it(
+    store, learner, values, encoding, why
+):
+    step = dataclasses.replace(learner.bundle.train_step, shapes={"w": (values,)})
+    bundle = dataclasses.replace(learner.bundle, train_step=step)
+    settings = settings_of({"encoding": encoding})
+    with pytest.raises(ModelError, match=why):
+        store.database.run(lambda c: start_series(c, bundle, settings, created_by="ann", now_ms=1))
+
+
 def test_a_series_of_a_model_that_this_hub_lost_is_given_up_in_one_line(world):
     world.start()
     world.model = dataclasses.replace(world.model, name="else")
