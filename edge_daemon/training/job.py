@@ -3,12 +3,14 @@
     job.msgpack              `Job`
     step.onnx                the bundle's train step
     base.safetensors         the training base, private heads on top
-    examples.safetensors     the fields of `Drawn`
+    inputs.npy               `x` of `Drawn`
+    examples.safetensors     its other fields
     residual.safetensors     what delivered updates have left out, where there is any
     log                      what the child says on stderr
     result.msgpack           `Result`: only once all is done
 
-A job belongs to one start of the daemon: directories that an earlier one left are removed.
+The inputs are by far the largest, and only NumPy's own format is written without holding all other threads
+up. A job belongs to one start of the daemon: directories that an earlier one left are removed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_cascade.bundle import Bundle
 from edge_cascade.deltas import encoding_of
@@ -36,6 +39,7 @@ MAX_RESULT_BYTES: Final = 256 * 2**20
 JOB_FILE: Final = "job.msgpack"
 STEP_FILE: Final = "step.onnx"
 BASE_FILE: Final = "base.safetensors"
+INPUTS_FILE: Final = "inputs.npy"
 EXAMPLES_FILE: Final = "examples.safetensors"
 RESIDUAL_FILE: Final = "residual.safetensors"
 LOG_FILE: Final = "log"
@@ -119,7 +123,6 @@ def write_job(
         BASE_FILE: dump_arrays(base),
         EXAMPLES_FILE: dump_arrays(
             {
-                "x": examples.x,
                 "labels": examples.labels,
                 "origins": examples.origins,
                 "probabilities": examples.probabilities,
@@ -131,6 +134,8 @@ def write_job(
         files[RESIDUAL_FILE] = residual
     for name, content in files.items():
         (directory / name).write_bytes(content)
+    with (directory / INPUTS_FILE).open("wb") as file:
+        np.save(file, examples.x, allow_pickle=False)
 
 
 def read_job(directory: Path) -> Job:
@@ -165,8 +170,8 @@ def read_residual(directory: Path) -> dict[str, FloatArray]:
 def read_examples(directory: Path, *, classes: int) -> Drawn:
     """The examples, their shapes checked against each other. See `read_job`."""
     arrays = load_any_arrays(_read(directory / EXAMPLES_FILE))
+    x = _read_inputs(directory / INPUTS_FILE)
     types = {
-        "x": np.float32,
         "labels": np.int64,
         "origins": np.uint8,
         "probabilities": np.float32,
@@ -178,10 +183,10 @@ def read_examples(directory: Path, *, classes: int) -> Drawn:
     shapes = {name: arrays[name].shape for name in ("origins", "probabilities", "confidence")}
     if shapes != {"origins": (count,), "probabilities": (count, classes), "confidence": (count,)}:
         raise ProtocolError(f"{EXAMPLES_FILE}: its arrays are not about the same examples: {shapes}")
-    if arrays["x"].shape[:1] != (count,) or not np.isfinite(arrays["x"]).all():
-        raise ProtocolError(f"{EXAMPLES_FILE}: x {arrays['x'].shape} is not {count} finite samples")
+    if x.dtype != np.float32 or x.shape[:1] != (count,) or not np.isfinite(x).all():
+        raise ProtocolError(f"{INPUTS_FILE}: {x.dtype} {x.shape} is not {count} finite samples")
     return Drawn(
-        x=arrays["x"].astype(np.float32, copy=False),
+        x=x.astype(np.float32, copy=False),
         labels=arrays["labels"].astype(np.int64, copy=False),
         origins=arrays["origins"].astype(np.uint8, copy=False),
         probabilities=arrays["probabilities"].astype(np.float32, copy=False),
@@ -217,7 +222,21 @@ def read_result(directory: Path, terms: RoundTerms) -> Result:
     return result
 
 
+def _read_inputs(path: Path) -> NDArray[np.generic]:
+    _check_size(path)
+    try:
+        with path.open("rb") as file:
+            x: NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ProtocolError(f"{path.name}: {error}") from error
+    return x
+
+
 def _read(path: Path) -> bytes:
+    _check_size(path)
+    return path.read_bytes()
+
+
+def _check_size(path: Path) -> None:
     if path.stat().st_size > MAX_JOB_FILE_BYTES:
         raise ProtocolError(f"{path.name}: more than {MAX_JOB_FILE_BYTES} bytes")
-    return path.read_bytes()

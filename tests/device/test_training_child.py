@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edge_daemon.training.child import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED
 from edge_daemon.training.job import (
     BASE_FILE,
     EXAMPLES_FILE,
+    INPUTS_FILE,
     JOB_FILE,
     LOG_FILE,
     RESULT_FILE,
@@ -222,7 +224,16 @@ def test_a_child_that_needs_more_memory_than_it_may_have_fails(write, end, tiny_
     assert isinstance(outcome_of(directory, code, terms_for(tiny_bundle)), str)
 
 
-@pytest.mark.parametrize("name", [JOB_FILE, STEP_FILE, BASE_FILE, EXAMPLES_FILE])
+def test_inputs_are_written_without_a_copy_of_them(write):
+    examples = drawn(8, shape=(2**19,))
+    tracemalloc.start()
+    write(examples=examples)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < examples.x.nbytes / 8
+
+
+@pytest.mark.parametrize("name", [JOB_FILE, STEP_FILE, BASE_FILE, EXAMPLES_FILE, INPUTS_FILE])
 @pytest.mark.parametrize("damage", ["cut", "noise", "missing"])
 def test_a_damaged_job_is_refused_in_one_line(write, end, name, damage):
     directory = write()
