@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -11,8 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_hub.config import ModelSection
 from cloud_hub.core.admission import Shape
-from cloud_hub.errors import ModelError
+from cloud_hub.errors import ConfigError, ModelError
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.errors import CascadeError
 from edge_cascade.manifest import Preprocess
@@ -54,6 +55,25 @@ class HubModel:
             return label
         some = ", ".join(self.labels[:20]) + (", ..." if len(self.labels) > 20 else "")
         raise ModelError(f"model {self.name!r} has no label {label!r}; its labels are: {some}")
+
+
+def find_model(sections: Iterable[ModelSection], name: str) -> tuple[ModelSection, Bundle]:
+    """Where a configuration names the model called `name`, and its bundle.
+
+    Raises:
+        ConfigError: naming the models that there are.
+        ModelError: for a bundle on the way there that cannot be read.
+    """
+    known: list[str] = []
+    for section in sections:
+        try:
+            bundle = load_bundle(find_bundle(section.bundle))
+        except CascadeError as error:
+            raise ModelError(f"model {section.bundle!r}: {error}") from error
+        if bundle.graph.model == name:
+            return section, bundle
+        known.append(bundle.graph.model)
+    raise ConfigError(f"models: none is called {name!r}; there are: {', '.join(known) or 'none'}")
 
 
 def load_model(bundle: str, full: str | None) -> HubModel:

@@ -7,12 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from datetime import UTC, datetime
 
 from cloud_hub.admin.tokens import SCOPES, create_token, list_tokens, revoke_token
+from cloud_hub.commands import database_of, shown_time
 from cloud_hub.config import add_config_argument, load_config
-from cloud_hub.store.database import Database
-from cloud_hub.store.store import database_url
 
 _DAY_MS = 86_400_000
 
@@ -38,7 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _create(args: argparse.Namespace) -> int:
     now_ms = _now_ms()
     expires_at_ms = None if args.days is None else now_ms + args.days * _DAY_MS
-    with _database(args) as database:
+    with database_of(load_config(args.config)) as database:
         token = database.run(
             lambda c: create_token(
                 c, args.name, args.scope or ["read"], now_ms=now_ms, expires_at_ms=expires_at_ms
@@ -50,7 +48,7 @@ def _create(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    with _database(args) as database:
+    with database_of(load_config(args.config)) as database:
         found = database.run(list_tokens)
     print(f"{'id':<14}{'scopes':<20}{'created':<22}{'expires':<22}{'last used':<22}{'state':<10}name")
     now_ms = _now_ms()
@@ -58,22 +56,17 @@ def _list(args: argparse.Namespace) -> int:
         is_over = token.expires_at_ms is not None and token.expires_at_ms <= now_ms
         state = "revoked" if token.revoked_at_ms is not None else "expired" if is_over else "active"
         print(
-            f"{token.token_id:<14}{','.join(token.scopes):<20}{_shown(token.created_at_ms):<22}"
-            f"{_shown(token.expires_at_ms):<22}{_shown(token.last_used_ms):<22}{state:<10}{token.name}"
+            f"{token.token_id:<14}{','.join(token.scopes):<20}{shown_time(token.created_at_ms):<22}"
+            f"{shown_time(token.expires_at_ms):<22}{shown_time(token.last_used_ms):<22}{state:<10}{token.name}"
         )
     return 0
 
 
 def _revoke(args: argparse.Namespace) -> int:
-    with _database(args) as database:
+    with database_of(load_config(args.config)) as database:
         database.run(lambda c: revoke_token(c, args.id, now_ms=_now_ms()))
     print(f"token {args.id} revoked")
     return 0
-
-
-def _database(args: argparse.Namespace) -> Database:
-    config = load_config(args.config)
-    return Database(database_url(config.state_dir, config.store.url))
 
 
 def _days(text: str) -> int:
@@ -84,7 +77,3 @@ def _days(text: str) -> int:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _shown(at_ms: int | None) -> str:
-    return "-" if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

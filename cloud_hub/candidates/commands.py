@@ -9,19 +9,16 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
+from cloud_hub.commands import database_of, print_json, shown_time
 from cloud_hub.config import add_config_argument, load_config
 from cloud_hub.errors import BuildError, CertificateError
 from cloud_hub.store.beside import open_beside
-from cloud_hub.store.database import Database
 from cloud_hub.store.releases import get_release, list_releases
-from cloud_hub.store.store import database_url
 
 if TYPE_CHECKING:
     from cloud_hub.candidates.hub_training import Trained
@@ -127,7 +124,7 @@ def _run_train(args: argparse.Namespace) -> int:
             raise BuildError(why)
         case release:
             if args.json:
-                _print_json({"outcome": "draft", "release": release, "training": trained.figures})
+                print_json({"outcome": "draft", "release": release, "training": trained.figures})
             else:
                 _print_release(release)
     return 0
@@ -135,17 +132,17 @@ def _run_train(args: argparse.Namespace) -> int:
 
 def _print_no_release(args: argparse.Namespace, trained: Trained, outcome: str) -> None:
     if args.json:
-        _print_json({"outcome": outcome, "why": str(trained.outcome), "training": trained.figures})
+        print_json({"outcome": outcome, "why": str(trained.outcome), "training": trained.figures})
 
 
 def _list(args: argparse.Namespace) -> int:
     from cloud_hub.registry import release_of
 
-    with _database(args) as database:
+    with database_of(load_config(args.config)) as database:
         rows = database.run(lambda c: list_releases(c, model=args.model))
     releases = [release_of(row) for row in rows]
     if args.json:
-        _print_json(releases)
+        print_json(releases)
         return 0
     print(
         f"{'id':<6}{'model':<20}{'state':<10}{'bundle':<14}{'trained':<11}{'accuracy':<18}{'upload':<10}created"
@@ -156,7 +153,7 @@ def _list(args: argparse.Namespace) -> int:
         upload = f"{100 * figures.upload_share:.1f} %"
         print(
             f"{each.id:<6}{each.model:<20}{each.state:<10}{each.bundle[:12]:<14}{each.lineage.trained:<11}"
-            f"{accuracy:<18}{upload:<10}{_shown(each.created_at_ms)}"
+            f"{accuracy:<18}{upload:<10}{shown_time(each.created_at_ms)}"
         )
     return 0
 
@@ -164,10 +161,10 @@ def _list(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     from cloud_hub.registry import release_of
 
-    with _database(args) as database:
+    with database_of(load_config(args.config)) as database:
         release = release_of(database.run(lambda c: get_release(c, args.id)))
     if args.json:
-        _print_json(release)
+        print_json(release)
     else:
         _print_release(release)
     return 0
@@ -199,7 +196,7 @@ def _print_release(release: Release) -> None:
         *([] if figures.certificates else [("certificate", "none, as its parent")]),
         ("upload", _upload(figures)),
         ("size", size),
-        ("created", f"{_shown(release.created_at_ms)} by {release.created_by}"),
+        ("created", f"{shown_time(release.created_at_ms)} by {release.created_by}"),
     ]
     for name, text in lines:
         print(f"{name:<13}{text}")
@@ -221,19 +218,6 @@ def _upload(figures: Figures) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _print_json(value: Any) -> None:
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
-def _database(args: argparse.Namespace) -> Database:
-    config = load_config(args.config)
-    return Database(database_url(config.state_dir, config.store.url))
-
-
-def _shown(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _count(text: str) -> int:

@@ -11,20 +11,15 @@ import argparse
 import getpass
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloud_hub.config import Config, add_config_argument, load_config
-from cloud_hub.errors import ConfigError, ModelError
-from cloud_hub.store.database import Database
-from cloud_hub.store.store import database_url
-from edge_cascade.errors import CascadeError
+from cloud_hub.commands import database_of, print_json, shown_time
+from cloud_hub.config import add_config_argument, load_config
 
 if TYPE_CHECKING:
     from cloud_hub.federation.figures import Round, RoundDetail, Series, SeriesDetail
-    from edge_cascade.bundle import Bundle
 
 _START = """\
 Start a series of rounds of federated averaging. A running hub takes it up within a second or two: it offers
@@ -125,11 +120,12 @@ def _value(text: str | bool) -> Any:
 def _start(args: argparse.Namespace) -> int:
     from cloud_hub.federation.settings import settings_of
     from cloud_hub.federation.start import start_series
+    from cloud_hub.models import find_model
 
     settings = settings_of(_given_settings(args))
     config = load_config(args.config)
-    bundle = _bundle_of(config, args.model)
-    with _database(config) as database:
+    _, bundle = find_model(config.models, args.model)
+    with database_of(config) as database:
         number = database.run(
             lambda c: start_series(c, bundle, settings, created_by=_who(), now_ms=time.time_ns() // 1_000_000)
         )
@@ -140,17 +136,17 @@ def _start(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     from cloud_hub.federation.figures import series_page
 
-    with _database(load_config(args.config)) as database:
+    with database_of(load_config(args.config)) as database:
         page = database.run(lambda c: series_page(c, before=None, limit=500))
     if args.json:
-        _print_json(page.series)
+        print_json(page.series)
         return 0
     print(f"{'series':<8}{'model':<20}{'phase':<10}{'committed':<11}{'strategy':<10}{'started':<22}why")
     for series in page.series:
         print(
             f"{series.id:<8}{series.model:<20}{series.phase:<10}"
             f"{f'{series.committed}/{series.settings.rounds}':<11}{series.settings.strategy:<10}"
-            f"{_shown(series.created_at_ms):<22}{series.why}"
+            f"{shown_time(series.created_at_ms):<22}{series.why}"
         )
     return 0
 
@@ -159,13 +155,13 @@ def _show(args: argparse.Namespace) -> int:
     from cloud_hub.federation.figures import round_detail, series_detail
 
     shown: SeriesDetail | RoundDetail
-    with _database(load_config(args.config)) as database:
+    with database_of(load_config(args.config)) as database:
         if args.id.isdecimal() and len(args.id) <= 18:
             shown = database.run(lambda c: series_detail(c, int(args.id)))
         else:
             shown = database.run(lambda c: round_detail(c, args.id))
     if args.json:
-        _print_json(shown)
+        print_json(shown)
     else:
         for line in _lines_of(shown):
             print(line)
@@ -175,7 +171,7 @@ def _show(args: argparse.Namespace) -> int:
 def _abort(args: argparse.Namespace) -> int:
     from cloud_hub.federation.start import abort_series
 
-    with _database(load_config(args.config)) as database:
+    with database_of(load_config(args.config)) as database:
         database.run(lambda c: abort_series(c, args.id, args.reason or f"aborted by {_who()}"))
     print(f"series {args.id} is to end")
     return 0
@@ -194,7 +190,7 @@ def _privacy(args: argparse.Namespace) -> int:
 
     spent = account_of(settings_of(_given_settings(args)), fleet=args.fleet, delta=args.delta)
     if args.json:
-        _print_json(spent)
+        print_json(spent)
     else:
         for line in lines_of(spent, delta=args.delta):
             print(line)
@@ -221,7 +217,7 @@ def _lines_of(shown: SeriesDetail | RoundDetail) -> Iterator[str]:
 
 def _series_lines(series: Series) -> Iterator[str]:
     yield f"series {series.id} of {series.model}: {series.phase}{f', {series.why}' if series.why else ''}"
-    yield f"  started     {_shown(series.created_at_ms)} by {series.created_by}"
+    yield f"  started     {shown_time(series.created_at_ms)} by {series.created_by}"
     yield f"  committed   {series.committed} of {series.settings.rounds} rounds"
     changed = _changed(series)
     yield f"  settings    {changed or 'the defaults'}"
@@ -249,30 +245,6 @@ def _changed(series: Series) -> str:
     return ", ".join(f"{name} {value}" for name, value in given.items() if value != defaults[name])
 
 
-def _bundle_of(config: Config, model: str) -> Bundle:
-    from edge_cascade.bundle import load_bundle
-    from edge_cascade.shipped import find_bundle
-
-    known: list[str] = []
-    for section in config.models:
-        try:
-            bundle = load_bundle(find_bundle(section.bundle))
-        except CascadeError as error:
-            raise ModelError(f"model {section.bundle!r}: {error}") from error
-        if bundle.graph.model == model:
-            return bundle
-        known.append(bundle.graph.model)
-    raise ConfigError(f"models: none is called {model!r}; there are: {', '.join(known) or 'none'}")
-
-
-def _print_json(value: Any) -> None:
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
-def _database(config: Config) -> Database:
-    return Database(database_url(config.state_dir, config.store.url))
-
-
 def _number(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise argparse.ArgumentTypeError(f"{text!r} is no series' number")
@@ -284,7 +256,3 @@ def _who() -> str:
         return getpass.getuser()[:128]
     except (KeyError, OSError):
         return "somebody"
-
-
-def _shown(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
