@@ -34,6 +34,7 @@ from cloud_hub.builder.calibration.saving import check_saving
 from cloud_hub.builder.collect import Stages, Step, collect, full_labels, received, stages_of_bundle
 from cloud_hub.builder.costs import Costs, board_costs, int8_pays, measure_stages
 from cloud_hub.builder.edge_network import EdgeNetwork, make_edge_network
+from cloud_hub.builder.joined import staged_of_stages, what_learns
 from cloud_hub.builder.naive import choose_naive, naive_policy
 from cloud_hub.builder.prepare import Prepared, prepare
 from cloud_hub.builder.reports.card import (
@@ -99,6 +100,9 @@ def complete(request: BuildRequest, prepared: Prepared, network: EdgeNetwork, co
     costs = _board_costs(request, prepared, network.stages)
     ladders = measure_ladders(request, prepared, network.stages, costs, console)
     policy, certified = decide(request, prepared, ladders)
+    limits = what_learns(staged_of_stages(network.stages, len(prepared.declaration.labels)))
+    if limits:
+        console.print(f"  {limits}", markup=False)
     if certified is not None:
         check_saving(certified, epsilon=request.epsilon, max_upload=request.max_upload)
     content = Content(

@@ -63,6 +63,17 @@ def train_step_of(staged: StagedGraph) -> Lesson:
     return Lesson(step.SerializeToString(deterministic=True), tuple(n for n in heads if n in chosen), why)
 
 
+def what_learns(staged: StagedGraph) -> str:
+    """What boards in rounds cannot train of a network, and why, in one line; empty where all of it learns."""
+    try:
+        lesson = train_step_of(staged)
+    except BuildError as error:
+        return f"boards serve this network and cannot train it: {error}"
+    if lesson.frozen_because:
+        return f"boards train the exits' heads alone: {lesson.frozen_because}"
+    return ""
+
+
 def staged_of_stages(
     stages: Stages, classes: int, weights: Mapping[str, NDArray[np.float32]] | None = None
 ) -> StagedGraph:

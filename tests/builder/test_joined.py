@@ -9,7 +9,7 @@ from cloud_hub.builder.assemble import cut_network
 from cloud_hub.builder.collect import stages_of_bundle
 from cloud_hub.builder.graphs.staged import logits_name
 from cloud_hub.builder.graphs.stages import cut_stages
-from cloud_hub.builder.joined import staged_of_stages, train_step_of
+from cloud_hub.builder.joined import staged_of_stages, train_step_of, what_learns
 from cloud_hub.errors import BuildError
 from edge_cascade.bundle import load_bundle
 from edge_cascade.shipped import find_bundle
@@ -72,8 +72,29 @@ def test_where_the_trunk_has_no_gradient_the_heads_learn_alone(tiny_bundle):
 
     lesson = train_step_of(replace(staged, model=model))
     assert "Sin" in lesson.frozen_because
+    assert what_learns(replace(staged, model=model)).startswith(
+        "boards train the exits' heads alone: no gradient"
+    )
+    assert what_learns(staged) == ""
     assert lesson.head_parameters
     inputs = {value.name for value in onnx.load_from_string(lesson.model).graph.input}
     trained = {name for name in inputs if f"momentum.{name}" in inputs}
     assert trained == set(lesson.head_parameters)
     assert logits_name(0) not in inputs
+
+
+def test_a_network_that_cannot_learn_at_all_says_why(tiny_bundle):
+    staged = staged_of_stages(stages_of_bundle(tiny_bundle), 4)
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(staged.model)
+    for node in model.graph.node:
+        if node.op_type == "Gemm":
+            node.name = "no head"
+    del model.graph.initializer[:]
+    from dataclasses import replace
+
+    assert what_learns(replace(staged, model=model)).startswith(
+        "boards serve this network and cannot train it: "
+    )
