@@ -104,7 +104,7 @@ class Books:
             "ON rounds.series = series.id WHERE outcome IS NOT NULL GROUP BY model, outcome "
             "UNION ALL SELECT 'votes/counted', count(*) FROM round_members WHERE state = 'counted' "
             "UNION ALL SELECT 'updates', count(*) FROM updates "
-            "UNION ALL SELECT 'round_bytes/up', sum(blob_length) FROM updates WHERE noted"
+            "UNION ALL SELECT 'round_bytes/up', coalesce(sum(blob_length), 0) FROM updates WHERE noted"
         )
         said = {name: counters.get(name, 0) for name, _ in rows}
         assert said == dict(rows), f"{said} counted, there are {rows}"
