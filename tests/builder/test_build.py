@@ -52,6 +52,14 @@ from tests.builder.onnx_models import tensor
 RESULTS = ("full.onnx", REPORT, CARD_MD, CARD_HTML)
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Whoever starts the tests in the background may have them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def request_of(**changes):
     ours = brought()
     values = {"full": str(ours.full), "data": str(ours.data), "rebase": str(ours.base), "out": "unused"}
