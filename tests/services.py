@@ -6,6 +6,7 @@ With EDGE_REQUIRE_SERVICES=1 (as in the project's own runs) a missing service is
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,6 +19,9 @@ from pathlib import Path
 import pytest
 
 START_TIMEOUT_S = 10.0
+_LASTING_PORTS = range(10_000, 32_768)
+
+_given_ports: set[int] = set()
 
 
 def require_program(name: str, *, package: str) -> str:
@@ -32,11 +36,21 @@ def require_program(name: str, *, package: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that nobody listens on, and that no connection is given in the meantime.
+
+    It lies below the range from which Linux gives connections theirs (ip(7), `ip_local_port_range`): a service
+    may start on it later, and again.
+    """
+    for port in random.SystemRandom().sample(_LASTING_PORTS, 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
+    raise AssertionError("no free port")
 
 
 class Mosquitto:
