@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from benchmarks.federation import flower, har, loop, memory, poison, privacy, steps, targets
+from benchmarks.federation import flower, har, large_fleet, loop, memory, poison, privacy, steps, targets
 from benchmarks.federation.bench import Bench
 from benchmarks.harness import machine_line, parse_options, write_json
 
@@ -32,6 +32,7 @@ PARTS: Final[Mapping[str, Callable[[Bench], dict[str, Any]]]] = {
     "loop": loop.run,
     "privacy": privacy.run,
     "steps": steps.run,
+    "large-fleet": large_fleet.run,
 }
 
 

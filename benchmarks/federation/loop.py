@@ -283,13 +283,15 @@ def _print(rows: Sequence[Row]) -> None:
             for row in rows
         ],
     )
+    rounds = len(rows[0].uploads)
+    shown = [0, *range(3, rounds, 4)]
     print_table(
-        "Round by round: accuracy on the test part / share sent, percent",
-        ("", *(str(number + 1) for number in range(len(rows[0].uploads)))),
+        "Accuracy on the test part after a round / share of its fresh windows sent, percent",
+        ("", *(str(number + 1) for number in shown)),
         [
             (
                 row.name,
-                *(f"{100 * a:.0f} / {100 * u:.0f}" for a, u in zip(row.curve[1:], row.uploads, strict=True)),
+                *(f"{100 * row.curve[number + 1]:.0f} / {100 * row.uploads[number]:.0f}" for number in shown),
             )
             for row in rows
         ],
