@@ -73,7 +73,8 @@ def report(seq: int) -> SpoolItem:
     return report_item(Report("dev-1", BOOT, seq, 5, {"edge_samples": 7}))
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 45.0, what: str = "") -> None:
+    # Far above what it takes: a disk that stands still for seconds fails no test.
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"

@@ -91,7 +91,7 @@ class Device:
 
     def append(self, *items):
         for future in [self.spool.append(one) for one in items]:
-            future.result(10)
+            future.result(45)
 
     def rows(self):
         self.spool.flush()
