@@ -1,6 +1,6 @@
 """What a hub needs to average many large updates, beside Flower: memory at the peak, and speed.
 
-Ours is `close_votes`, the hub's own function: it reads each delta where the store keeps it, twice, screens and counts it.
+Ours is `close_votes`, the hub's own function: it reads each delta where the store keeps it, screens and counts it.
 Flower's is `FedAvg.aggregate_fit` of results that are all in memory, as it takes them. Each runs in a process of its own,
 whose peak is the kernel's (`VmHWM`), less what it held before the first update. A few different updates stand for all: on
 disk they are read again and again, in memory every client has its own copy.
