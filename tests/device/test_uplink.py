@@ -173,9 +173,13 @@ def test_cases_updates_and_reports_arrive_as_they_were_and_leave_the_spool(hub, 
     }
 
 
-def test_cases_travel_in_batches(hub, start_device):
-    device = start_device(batch_linger_s=3600, max_batch_items=10, ack_timeout_s=60.0)
+def test_cases_travel_in_batches(hub, stack, tmp_path, broker):
+    device = Device(tmp_path, broker.port, batch_linger_s=3600, max_batch_items=10, ack_timeout_s=60.0)
+    stack.callback(device.close)
+    device.spool.open()
+    # Before the uplink starts: one that claims while rows are still being committed takes what is there.
     device.append(*(item(seq) for seq in range(40)))
+    device.uplink.start()
     device.wait_empty()
     assert (len(hub.batches), sorted(seq for batch in hub.batches for seq in batch)) == (4, list(range(40)))
 
