@@ -83,12 +83,21 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     litert: dict[Precision, str] = {}
 
 
-class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a weights part may move: the graph part's signature covers these limits."""
+class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How far a weights part may move: the graph part's signature covers these limits.
+
+    Those with a default hold for every weights part that the hub signs online; see `signed_releases`.
+    """
 
     max_abs_weight: float
     max_accept_score: float
     """No rung but the last point of a chain may accept a score above this."""
+    max_epsilon: float = 0.05
+    """No certificate may promise less than this (accuracy lost, 0..1)."""
+    max_weight_norm: float | None = None
+    """L2 norm over all float32 weights together; None: only `max_abs_weight` holds."""
+    min_temperature: float = 0.05
+    max_temperature: float = 20.0
 
 
 class GraphManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

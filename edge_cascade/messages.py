@@ -27,6 +27,8 @@ BOOT_BYTES: Final = 8
 DIGEST_BYTES: Final = 32
 MAX_BATCH_ITEMS: Final = 1024
 MAX_EXITS: Final = 16
+SHIPPED: Final = "shipped"
+"""In place of a release's number: the bundle that a board was installed with."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Text = Annotated[str, Meta(max_length=512)]
@@ -55,6 +57,8 @@ class Kind(IntEnum):
     CHUNK = 10
     BASE_REQUEST = 11
     TRAINING_BASE = 12
+    SWAP_REPORT = 13
+    SHADOW_REPORT = 14
 
 
 class Reason(IntEnum):
@@ -67,6 +71,8 @@ class Reason(IntEnum):
     UNSURE_AND_AUDIT = 3
     FAILED = 4
     """No stage gave a usable answer (a NaN, a runtime's error)."""
+    SHADOW = 5
+    """The gate accepted, but the bundle that ran beside answered otherwise; drawn by a coin before that."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -215,11 +221,22 @@ class Report(Message, frozen=True, array_like=True):
 
 
 class DesiredModel(msgspec.Struct, frozen=True, array_like=True):
-    """A release that a board should run."""
+    """A release that a board should run; `SHIPPED` and zero digests: the bundle that it was installed with.
+
+    `graph` and `weights` are the digests of the parts of `bundle`; `size_bytes` is what it takes on disk.
+    While a wave is judged the board audits at least `audit_ppm` of its samples, and answers `shadow_ppm` of
+    them with its previous bundle as well. A scene of shadowed pairs lasts `scene_s`.
+    """
 
     model: Name
     release: Name
     bundle: Digest
+    graph: Digest = bytes(DIGEST_BYTES)
+    weights: Digest = bytes(DIGEST_BYTES)
+    size_bytes: Count = 0
+    audit_ppm: Ppm = 0
+    shadow_ppm: Ppm = 0
+    scene_s: Small = 300
 
 
 class DesiredState(Message, frozen=True, array_like=True):
@@ -228,6 +245,52 @@ class DesiredState(Message, frozen=True, array_like=True):
     device: Name
     revision: Count
     models: Annotated[list[DesiredModel], Meta(max_length=64)]
+
+
+class SwapReport(Message, frozen=True, array_like=True):
+    """How an attempt to run a release ended, sent through the spool. `failure` is empty where it committed.
+
+    `serving` is the bundle that answers now.
+    """
+
+    device: Name
+    boot: Boot
+    seq: Seq
+    taken_at_ms: Millis
+    model: Name
+    release: Name
+    bundle: Digest
+    serving: Digest
+    failure: Text
+    detail: Text
+
+
+class DifferingPair(msgspec.Struct, frozen=True, array_like=True):
+    """A sample on which two bundles differ; its input is the case `seq` of the same boot."""
+
+    seq: Seq
+    served_label: Small
+    other_label: Small
+
+
+class ShadowScene(msgspec.Struct, frozen=True, array_like=True):
+    """What one sensor showed in one stretch of time: so many pairs, and those that differ."""
+
+    sensor: Name
+    pairs: Count
+    differing: Annotated[list[DifferingPair], Meta(max_length=1024)]
+
+
+class ShadowReport(Message, frozen=True, array_like=True):
+    """Scenes that are over, in which `bundle` answered and `other` was asked as well; through the spool."""
+
+    device: Name
+    boot: Boot
+    seq: Seq
+    model: Name
+    bundle: Digest
+    other: Digest
+    scenes: Annotated[list[ShadowScene], Meta(min_length=1, max_length=256)]
 
 
 class SelfLabels(IntEnum):
@@ -337,6 +400,8 @@ KIND_OF: Final[dict[type[Message], Kind]] = {
     Chunk: Kind.CHUNK,
     BaseRequest: Kind.BASE_REQUEST,
     TrainingBase: Kind.TRAINING_BASE,
+    SwapReport: Kind.SWAP_REPORT,
+    ShadowReport: Kind.SHADOW_REPORT,
 }
 
 _EXIT = struct.Struct("<BHHH")

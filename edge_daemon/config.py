@@ -177,6 +177,31 @@ class TrainingConfig(Section, frozen=True):
         return bytes.fromhex(self.hub_key)
 
 
+class ReleasesConfig(Section, frozen=True):
+    """Where better bundles come from, whom to believe, and what a trial may cost.
+
+    `url` is the fleet's part of the hub's REST, e.g. `https://hub.example:8443/v1/fleet`; `root` is the file
+    of the TUF root that this board trusts first. Downloads begin within `jitter_s` of being asked for, use at
+    most `max_kbytes_per_s` (0: all there is), and pause outside of `hours` (local time, as `22:00-06:00`).
+    A new bundle may take `max_latency_factor` of the old one's time and `max_memory_factor` of its memory.
+    """
+
+    enabled: bool = False
+    url: str = ""
+    root: str = ""
+    token_file: str | None = None
+    ca_file: str | None = None
+    jitter_s: Annotated[float, Meta(ge=0, le=86400)] = 300.0
+    max_kbytes_per_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    hours: str | None = None
+    max_latency_factor: Annotated[float, Meta(ge=1, le=100)] = 1.5
+    max_memory_factor: Annotated[float, Meta(ge=1, le=100)] = 1.5
+    probation_samples: Annotated[int, Meta(ge=0, le=10**9)] = 200
+    min_probation_s: Annotated[float, Meta(ge=0, le=30 * 86400)] = 60.0
+    max_probation_s: Annotated[float, Meta(gt=0, le=30 * 86400)] = 86400.0
+    max_failed_share: Annotated[float, Meta(ge=0, le=1)] = 0.02
+
+
 class HttpConfig(Section, frozen=True):
     """Health and metrics."""
 
@@ -202,6 +227,7 @@ class Config(Section, frozen=True):
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    releases: ReleasesConfig = field(default_factory=ReleasesConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

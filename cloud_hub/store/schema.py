@@ -30,6 +30,7 @@ from sqlalchemy import (
     inspect,
     literal,
     select,
+    update,
 )
 from sqlalchemy.dialects import sqlite
 
@@ -38,7 +39,8 @@ from cloud_hub.errors import StoreVersionError
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
+_GAINED_TABLES_SINCE: Final = frozenset({"2"})
 
 # SQLite numbers rows by itself only where the type is spelt INTEGER.
 _RowId = BigInteger().with_variant(Integer, "sqlite")
@@ -388,6 +390,125 @@ tokens = Table(
 )
 
 
+# --- releases on their way through the fleet ---------------------------------------------------------------
+
+device_labels = Table(
+    "device_labels",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(128), nullable=False),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("release", _RowId, ForeignKey("releases.id"), nullable=False),
+    # `core.rollout.state.Phase`, and the whole `RolloutState` as JSON.
+    Column("phase", String(16), nullable=False),
+    Column("state", Text, nullable=False),
+    # Cases and scenes up to these ids were there before it began.
+    Column("cases_after", BigInteger, nullable=False),
+    Column("scenes_after", BigInteger, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("is_closed", Boolean, nullable=False, default=False),
+)
+
+rollout_orders = Table(
+    "rollout_orders",
+    metadata,
+    Column("id", _RowId, Identity(), primary_key=True),
+    Column("rollout", String(64), ForeignKey("rollouts.id"), nullable=False),
+    # 'approve', 'pause', 'resume', 'halt' or 'kill'.
+    Column("kind", String(16), nullable=False),
+    Column("wave", Integer),
+    Column("reason", Text, nullable=False, default=""),
+    Column("ordered_by", String(128), nullable=False),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("noted", Boolean, nullable=False, default=False),
+)
+
+desired = Table(
+    "desired",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("model", String(64), primary_key=True),
+    # A release's number, or `messages.SHIPPED`.
+    Column("release", String(128), nullable=False),
+    Column("audit_ppm", Integer, nullable=False, default=0),
+    Column("shadow_ppm", Integer, nullable=False, default=0),
+    Column("scene_s", Integer, nullable=False, default=300),
+    # Grows with every change of any of the device's rows.
+    Column("revision", BigInteger, nullable=False),
+)
+
+swap_reports = Table(
+    "swap_reports",
+    metadata,
+    Column("id", _RowId, Identity(), primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("boot", LargeBinary(8), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("release", String(128), nullable=False),
+    Column("bundle", LargeBinary(32), nullable=False),
+    Column("serving", LargeBinary(32), nullable=False),
+    # Empty where it committed.
+    Column("failure", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("taken_at_ms", BigInteger, nullable=False),
+    Column("received_at_ms", BigInteger, nullable=False),
+    # Whether the rollouts have heard of it.
+    Column("noted", Boolean, nullable=False, default=False),
+    UniqueConstraint("device", "boot", "seq", name="swap_reports_device_boot_seq"),
+)
+
+shadow_reports = Table(
+    "shadow_reports",
+    metadata,
+    Column("id", _RowId, Identity(), primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("boot", LargeBinary(8), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("bundle", LargeBinary(32), nullable=False),
+    Column("other", LargeBinary(32), nullable=False),
+    # A msgpack array of `messages.ShadowScene`.
+    Column("scenes", LargeBinary, nullable=False),
+    Column("received_at_ms", BigInteger, nullable=False),
+    UniqueConstraint("device", "boot", "seq", name="shadow_reports_device_boot_seq"),
+)
+
+vitals = Table(
+    "vitals",
+    metadata,
+    Column("id", _RowId, Identity(), primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("boot", LargeBinary(8), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("received_at_ms", BigInteger, nullable=False),
+    # The counters of a report that health is judged by, as a JSON object; see `core.rollout.windows`.
+    Column("counters", Text, nullable=False),
+    UniqueConstraint("device", "boot", "seq", name="vitals_device_boot_seq"),
+)
+Index("vitals_device_received", vitals.c.device, vitals.c.received_at_ms)
+
+acts = Table(
+    "acts",
+    metadata,
+    Column("id", _RowId, Identity(), primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("act_by", String(128), nullable=False),
+    # For example 'rollout.start', and what it was done to.
+    Column("act", String(64), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("detail", Text, nullable=False, default=""),
+)
+
+
 def create_or_check(connection: Connection) -> None:
     """Create the tables in an empty database, or see that this version can read what is there.
 
@@ -399,6 +520,13 @@ def create_or_check(connection: Connection) -> None:
         insert_if_absent(connection, meta, [{"key": "schema_version", "value": str(SCHEMA_VERSION)}])
         return
     found = connection.execute(select(meta.c.value).where(meta.c.key == "schema_version")).scalar()
+    if found in _GAINED_TABLES_SINCE:
+        # Nothing that was there has changed: what is missing is created.
+        metadata.create_all(connection)
+        connection.execute(
+            update(meta).where(meta.c.key == "schema_version").values(value=str(SCHEMA_VERSION))
+        )
+        return
     if found != str(SCHEMA_VERSION):
         raise StoreVersionError(str(found), SCHEMA_VERSION)
 
