@@ -21,7 +21,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
@@ -35,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 
 from cloud_hub.errors import StoreVersionError
+from cloud_hub.store import schema_base, schema_releases
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects import postgresql
@@ -42,10 +42,18 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 3
 _GAINED_TABLES_SINCE: Final = frozenset({"2"})
 
-# SQLite numbers rows by itself only where the type is spelt INTEGER.
-_RowId = BigInteger().with_variant(Integer, "sqlite")
+RowId = schema_base.RowId
+metadata = schema_base.metadata
 
-metadata = MetaData()
+# Releases on their way through the fleet.
+device_labels = schema_releases.device_labels
+rollouts = schema_releases.rollouts
+rollout_orders = schema_releases.rollout_orders
+desired = schema_releases.desired
+swap_reports = schema_releases.swap_reports
+shadow_reports = schema_releases.shadow_reports
+vitals = schema_releases.vitals
+acts = schema_releases.acts
 
 
 class CaseState(IntEnum):
@@ -96,7 +104,7 @@ blobs = Table(
 cases = Table(
     "cases",
     metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
+    Column("id", RowId, Identity(), primary_key=True),
     Column("device", String(64), nullable=False),
     Column("boot", LargeBinary(8), nullable=False),
     Column("seq", BigInteger, nullable=False),
@@ -140,7 +148,7 @@ Index("cases_use", cases.c.model, cases.c.use, cases.c.id)
 verdicts = Table(
     "verdicts",
     metadata,
-    Column("case_id", _RowId, ForeignKey("cases.id"), primary_key=True, autoincrement=False),
+    Column("case_id", RowId, ForeignKey("cases.id"), primary_key=True, autoincrement=False),
     Column("device", String(64), nullable=False),
     Column("label", Integer, nullable=False),
     # As `messages.pack_probabilities` wrote them.
@@ -168,8 +176,8 @@ Index(
 labels = Table(
     "labels",
     metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
-    Column("case_id", _RowId, ForeignKey("cases.id"), nullable=False, index=True),
+    Column("id", RowId, Identity(), primary_key=True),
+    Column("case_id", RowId, ForeignKey("cases.id"), nullable=False, index=True),
     Column("label", Integer, nullable=False),
     Column("revision", BigInteger, nullable=False),
     # The token that spoke.
@@ -180,7 +188,7 @@ labels = Table(
 updates = Table(
     "updates",
     metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
+    Column("id", RowId, Identity(), primary_key=True),
     Column("round_id", String(128), nullable=False),
     Column("device", String(64), nullable=False),
     Column("boot", LargeBinary(8), nullable=False),
@@ -208,7 +216,7 @@ Index(
 series = Table(
     "series",
     metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
+    Column("id", RowId, Identity(), primary_key=True),
     Column("model", String(64), nullable=False),
     # A JSON object, see `federation.settings.SeriesSettings`.
     Column("settings", Text, nullable=False),
@@ -246,7 +254,7 @@ rounds = Table(
     metadata,
     # Random, so that nobody guesses the next one.
     Column("id", String(64), primary_key=True),
-    Column("series", _RowId, ForeignKey("series.id"), nullable=False),
+    Column("series", RowId, ForeignKey("series.id"), nullable=False),
     # Counted over all series of the model: quarantines are counted in it.
     Column("number", BigInteger, nullable=False),
     Column("base", LargeBinary(32), nullable=False),
@@ -325,7 +333,7 @@ standings = Table(
 releases = Table(
     "releases",
     metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
+    Column("id", RowId, Identity(), primary_key=True),
     Column("model", String(64), nullable=False),
     # The bundle's id, and the digests of its parts.
     Column("bundle", LargeBinary(32), nullable=False, unique=True),
@@ -334,7 +342,7 @@ releases = Table(
     # See `store.releases.ReleaseState`.
     Column("state", String(16), nullable=False),
     # The series of rounds that it was made by, null where boards took no part.
-    Column("series", _RowId, unique=True),
+    Column("series", RowId, unique=True),
     # JSON, see `candidates.outcome.Lineage` and `candidates.outcome.Figures`.
     Column("lineage", Text, nullable=False),
     Column("figures", Text, nullable=False),
@@ -387,125 +395,6 @@ tokens = Table(
     Column("expires_at_ms", BigInteger),
     Column("last_used_ms", BigInteger),
     Column("revoked_at_ms", BigInteger),
-)
-
-
-# --- releases on their way through the fleet ---------------------------------------------------------------
-
-device_labels = Table(
-    "device_labels",
-    metadata,
-    Column("device", String(64), primary_key=True),
-    Column("key", String(64), primary_key=True),
-    Column("value", String(128), nullable=False),
-)
-
-rollouts = Table(
-    "rollouts",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("model", String(64), nullable=False),
-    Column("release", _RowId, ForeignKey("releases.id"), nullable=False),
-    # `core.rollout.state.Phase`, and the whole `RolloutState` as JSON.
-    Column("phase", String(16), nullable=False),
-    Column("state", Text, nullable=False),
-    # Cases and scenes up to these ids were there before it began.
-    Column("cases_after", BigInteger, nullable=False),
-    Column("scenes_after", BigInteger, nullable=False),
-    Column("created_by", String(128), nullable=False),
-    Column("created_at_ms", BigInteger, nullable=False),
-    Column("is_closed", Boolean, nullable=False, default=False),
-)
-
-rollout_orders = Table(
-    "rollout_orders",
-    metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
-    Column("rollout", String(64), ForeignKey("rollouts.id"), nullable=False),
-    # 'approve', 'pause', 'resume', 'halt' or 'kill'.
-    Column("kind", String(16), nullable=False),
-    Column("wave", Integer),
-    Column("reason", Text, nullable=False, default=""),
-    Column("ordered_by", String(128), nullable=False),
-    Column("created_at_ms", BigInteger, nullable=False),
-    Column("noted", Boolean, nullable=False, default=False),
-)
-
-desired = Table(
-    "desired",
-    metadata,
-    Column("device", String(64), primary_key=True),
-    Column("model", String(64), primary_key=True),
-    # A release's number, or `messages.SHIPPED`.
-    Column("release", String(128), nullable=False),
-    Column("audit_ppm", Integer, nullable=False, default=0),
-    Column("shadow_ppm", Integer, nullable=False, default=0),
-    Column("scene_s", Integer, nullable=False, default=300),
-    # Grows with every change of any of the device's rows.
-    Column("revision", BigInteger, nullable=False),
-)
-
-swap_reports = Table(
-    "swap_reports",
-    metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
-    Column("device", String(64), nullable=False),
-    Column("boot", LargeBinary(8), nullable=False),
-    Column("seq", BigInteger, nullable=False),
-    Column("model", String(64), nullable=False),
-    Column("release", String(128), nullable=False),
-    Column("bundle", LargeBinary(32), nullable=False),
-    Column("serving", LargeBinary(32), nullable=False),
-    # Empty where it committed.
-    Column("failure", Text, nullable=False),
-    Column("detail", Text, nullable=False),
-    Column("taken_at_ms", BigInteger, nullable=False),
-    Column("received_at_ms", BigInteger, nullable=False),
-    # Whether the rollouts have heard of it.
-    Column("noted", Boolean, nullable=False, default=False),
-    UniqueConstraint("device", "boot", "seq", name="swap_reports_device_boot_seq"),
-)
-
-shadow_reports = Table(
-    "shadow_reports",
-    metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
-    Column("device", String(64), nullable=False),
-    Column("boot", LargeBinary(8), nullable=False),
-    Column("seq", BigInteger, nullable=False),
-    Column("model", String(64), nullable=False),
-    Column("bundle", LargeBinary(32), nullable=False),
-    Column("other", LargeBinary(32), nullable=False),
-    # A msgpack array of `messages.ShadowScene`.
-    Column("scenes", LargeBinary, nullable=False),
-    Column("received_at_ms", BigInteger, nullable=False),
-    UniqueConstraint("device", "boot", "seq", name="shadow_reports_device_boot_seq"),
-)
-
-vitals = Table(
-    "vitals",
-    metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
-    Column("device", String(64), nullable=False),
-    Column("boot", LargeBinary(8), nullable=False),
-    Column("seq", BigInteger, nullable=False),
-    Column("received_at_ms", BigInteger, nullable=False),
-    # The counters of a report that health is judged by, as a JSON object; see `core.rollout.windows`.
-    Column("counters", Text, nullable=False),
-    UniqueConstraint("device", "boot", "seq", name="vitals_device_boot_seq"),
-)
-Index("vitals_device_received", vitals.c.device, vitals.c.received_at_ms)
-
-acts = Table(
-    "acts",
-    metadata,
-    Column("id", _RowId, Identity(), primary_key=True),
-    Column("at_ms", BigInteger, nullable=False),
-    Column("act_by", String(128), nullable=False),
-    # For example 'rollout.start', and what it was done to.
-    Column("act", String(64), nullable=False),
-    Column("subject", String(128), nullable=False),
-    Column("detail", Text, nullable=False, default=""),
 )
 
 

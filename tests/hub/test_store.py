@@ -265,6 +265,35 @@ def test_a_second_hub_on_the_same_directory_is_refused(store, tmp_path):
         Store(tmp_path).open()
 
 
+def test_a_store_from_before_releases_were_signed_gains_their_tables_and_keeps_its_rows(tmp_path):
+    gained = (
+        schema.rollout_orders,
+        schema.rollouts,
+        schema.device_labels,
+        schema.desired,
+        schema.swap_reports,
+        schema.shadow_reports,
+        schema.vitals,
+        schema.acts,
+    )
+
+    def back_to_version_2(connection):
+        for table in gained:
+            table.drop(connection)
+        connection.execute(schema.meta.update().values(value="2"))
+
+    with Store(tmp_path) as store:
+        store.commit([a_delivery(a_new_case(1))], now_ms=1)
+        store.database.run(back_to_version_2)
+    with Store(tmp_path) as store:
+        counts = [
+            store.database.run(lambda c, table=table: len(c.execute(select(table)).all())) for table in gained
+        ]
+        assert counts == [0] * len(gained)
+        assert len(store.database.run(lambda c: find_cases(c, CaseFilter(), before=None, limit=9))) == 1
+        assert store.database.run(lambda c: c.execute(select(schema.meta.c.value)).scalar()) == "3"
+
+
 def test_a_second_process_can_write_while_the_hub_does(store, tmp_path):
     """What `cloud-hub token create` does beside a running hub."""
     errors = []
@@ -293,7 +322,7 @@ def test_a_store_of_a_newer_version_is_refused_with_the_fix(tmp_path):
     with Store(tmp_path) as store:
         store.database.run(lambda c: c.execute(schema.meta.update().values(value="99")))
     with pytest.raises(
-        StoreVersionError, match=r"schema version 99, this hub reads 2: install the newer hub"
+        StoreVersionError, match=r"schema version 99, this hub reads 3: install the newer hub"
     ):
         Store(tmp_path).open()
 
