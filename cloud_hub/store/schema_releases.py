@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 from cloud_hub.store.schema_base import RowId, metadata
@@ -91,6 +92,12 @@ swap_reports = Table(
     # Whether the rollouts have heard of it.
     Column("noted", Boolean, nullable=False, default=False),
     UniqueConstraint("device", "boot", "seq", name="swap_reports_device_boot_seq"),
+)
+Index(
+    "swap_reports_not_noted",
+    swap_reports.c.id,
+    sqlite_where=swap_reports.c.noted == false(),
+    postgresql_where=swap_reports.c.noted == false(),
 )
 
 shadow_reports = Table(
