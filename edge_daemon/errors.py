@@ -7,6 +7,9 @@ EdgeError
 ├── SimulationError      something that `--simulate` needs is missing or did not start
 ├── DataError            samples for `bench` that do not fit the bundle (`bench.samples`)
 ├── OutputError          a file that `bench` or `profile` cannot write (`bench.commands`)
+├── ReleaseError         a release that this board does not take
+│   ├── RefusedError         for what it is: names the attack, the file or the limit
+│   └── StoppedError         asked to stop before it was there
 └── SpoolError           the queue on disk did not take, find or give up something
     ├── SpoolFullError       more waiting than memory may hold
     │   └── ItemTooLargeError    one item above the spool's whole limit: it will never be taken
@@ -22,6 +25,7 @@ Exit codes (`edge-daemon run`, `check-config`; sysexits.h is not used, its meani
     10  ConfigError, a broker's credentials that cannot be read, OutputError
     11  ModelError; `bench`: golden outputs were not reproduced
     12  ListenError
+    13  ReleaseError
     20  SpoolError at start; later ones are counted and lived with
     30  `--simulate` lost or duplicated something
     31  SimulationError
@@ -31,12 +35,15 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from edge_daemon.core.swap_events import Failure
+
 EXIT_OK: Final = 0
 EXIT_DEFECT: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CONFIG: Final = 10
 EXIT_MODEL: Final = 11
 EXIT_LISTEN: Final = 12
+EXIT_RELEASE: Final = 13
 EXIT_SPOOL: Final = 20
 EXIT_LOST: Final = 30
 EXIT_SIMULATION: Final = 31
@@ -70,6 +77,25 @@ class SimulationError(EdgeError):
     """Something that the simulation needs is missing or did not start: says what to do."""
 
     exit_code = EXIT_SIMULATION
+
+
+class ReleaseError(EdgeError):
+    """A release that this board does not take."""
+
+    exit_code = EXIT_RELEASE
+
+
+class RefusedError(ReleaseError):
+    """A release refused for what it is: asking again for the same one helps nothing by itself."""
+
+    def __init__(self, failure: Failure, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = failure
+        self.detail = detail
+
+
+class StoppedError(ReleaseError):
+    """Asked to stop before the release was there; what is on disk is used next time."""
 
 
 class SpoolError(EdgeError):

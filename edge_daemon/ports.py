@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from edge_cascade.messages import BaseRequest
@@ -107,3 +110,36 @@ class Uplink(Protocol):
     @property
     def is_up(self) -> bool:
         """Whether the broker is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A bundle to be fetched: digests as lower-case hex; `size_bytes` is what it takes on disk."""
+
+    model: str
+    release: str
+    bundle: str
+    graph: str
+    weights: str
+    size_bytes: int
+
+
+class ReleaseSource(Protocol):
+    """Where bundles come from, and who says that they are to be believed. Called from one thread."""
+
+    def fetch(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
+        """Block until the bundle's files are in the store, fsynced; tries again while the network is away.
+
+        `held` are the directories of bundles on disk: what they have of the wanted one is not fetched again.
+
+        Raises:
+            RefusedError: what came contradicts what is signed, or nobody who may has signed it.
+            StoppedError: `stop` was set.
+        """
+
+    def verify(self, wanted: Wanted) -> None:
+        """Check what is on disk: signatures, digests, bounds, that it loads and fits this board's model.
+
+        Raises:
+            RefusedError: with `Failure.INTEGRITY` for what will be wrong tomorrow too.
+        """
