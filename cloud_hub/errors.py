@@ -12,7 +12,8 @@ HubError                     1
 ├── ListenError              9   the address of the REST server cannot be had
 ├── BuildError              10   a model, data or recipe that no bundle can be built from
 │   └── CertificateError    11   the certificate that was asked for does not hold, or cannot be had
-└── RoundError              12   a series of rounds that cannot be started or ended as asked
+├── RoundError              12   a series of rounds that cannot be started or ended as asked
+└── RolloutError            13   a rollout that cannot be started, or cannot do what was ordered
 """
 
 from __future__ import annotations
@@ -97,3 +98,9 @@ class RoundError(HubError):
     """A series of rounds that cannot be started or ended as asked: says what there is and what is needed."""
 
     exit_code = 12
+
+
+class RolloutError(HubError):
+    """A rollout that cannot be started, or cannot do what was ordered: says why and what would help."""
+
+    exit_code = 13

@@ -15,6 +15,8 @@ _releases = schema.releases
 
 SCENE_S: Final = 300
 
+_NOTHING: Final = bytes(32)
+
 _CHANGES: Final = ("release", "audit_ppm", "shadow_ppm", "scene_s", "revision")
 
 
@@ -65,20 +67,21 @@ def desired_states(connection: Connection, devices: Collection[str]) -> dict[str
         state = states.setdefault(row["device"], DesiredState(row["device"], 0, []))
         models = list(state.models)
         if row["release"] == SHIPPED:
-            models.append(_model_of(row, bundle=bytes(32)))
+            models.append(_model_of(row, _NOTHING, _NOTHING, _NOTHING))
         elif (release := releases.get(int(row["release"]))) is not None:
-            parts = {name: release[name] for name in ("bundle", "graph", "weights")}
-            models.append(_model_of(row, **parts))
+            models.append(_model_of(row, release["bundle"], release["graph"], release["weights"]))
         states[row["device"]] = DesiredState(row["device"], max(state.revision, row["revision"]), models)
     return states
 
 
-def _model_of(row: RowMapping, **parts: bytes) -> DesiredModel:
+def _model_of(row: RowMapping, bundle: bytes, graph: bytes, weights: bytes) -> DesiredModel:
     return DesiredModel(
         model=row["model"],
         release=row["release"],
+        bundle=bundle,
+        graph=graph,
+        weights=weights,
         audit_ppm=row["audit_ppm"],
         shadow_ppm=row["shadow_ppm"],
         scene_s=row["scene_s"],
-        **parts,
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, select, update
 
+from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.core.rollout.state import RolloutState
 from cloud_hub.core.rollout.waves import Device
 from cloud_hub.errors import NotFoundError
@@ -17,6 +19,19 @@ _rollouts = schema.rollouts
 _orders = schema.rollout_orders
 _labels = schema.device_labels
 _reports = schema.swap_reports
+
+_LEADS_TO: Final = {
+    ReleaseState.DRAFT: (ReleaseState.HALTED,),
+    ReleaseState.CANARY: (ReleaseState.DRAFT,),
+    ReleaseState.LIVE: (ReleaseState.DRAFT, ReleaseState.CANARY),
+    ReleaseState.HALTED: (ReleaseState.DRAFT, ReleaseState.CANARY, ReleaseState.LIVE),
+    ReleaseState.RETIRED: (
+        ReleaseState.DRAFT,
+        ReleaseState.CANARY,
+        ReleaseState.LIVE,
+        ReleaseState.HALTED,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +262,17 @@ def note_swaps(connection: Connection, ids: Iterable[int]) -> None:
 # --- releases ----------------------------------------------------------------------------------------------
 
 
-def mark_release(connection: Connection, release_id: int, state: str) -> bool:
-    """Write where a release stands; whether that was news."""
+def mark_release(connection: Connection, release_id: int, state: ReleaseState) -> bool:
+    """Write where a release stands; whether that was news.
+
+    What a person took out of service stays so: nothing here leads from HALTED or RETIRED to CANARY or LIVE.
+    """
     table = schema.releases
+    from_states = [before.value for before in _LEADS_TO[state]]
     changed = connection.execute(
-        update(table).where(table.c.id == release_id, table.c.state != state).values(state=state)
+        update(table)
+        .where(table.c.id == release_id, table.c.state.in_(from_states))
+        .values(state=state.value)
     )
     return changed.rowcount == 1
 

@@ -1,0 +1,70 @@
+"""What a rollout's effects change in the store, each once or twice. Functions of the connection."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import assert_never
+
+from sqlalchemy import Connection
+
+from cloud_hub.core.rollout.events import AskApproval, Effect, MarkRelease, Offer, Sample, TakeBack
+from cloud_hub.core.rollout.state import RolloutState
+from cloud_hub.store.acts import BY_RULES, is_noted, note_act
+from cloud_hub.store.desired import desire
+from cloud_hub.store.rollouts import mark_release
+from edge_cascade.messages import SHIPPED
+
+log = logging.getLogger(__name__)
+
+
+def carry_out(
+    connection: Connection, rollout: RolloutState, effects: Iterable[Effect], *, now_ms: int
+) -> frozenset[str]:
+    """Carry out effects, in their order; the boards that have to be told.
+
+    Of a board only the last word counts, so an effect that a later one undoes leaves no trace.
+    """
+    wanted: defaultdict[str, dict[str, str | int]] = defaultdict(dict)
+    for effect in effects:
+        match effect:
+            case Offer(device, release):
+                wanted[device]["release"] = release
+            case TakeBack(device, before):
+                wanted[device]["release"] = SHIPPED if before is None else before
+            case Sample(device, sampling):
+                wanted[device]["audit_ppm"] = _ppm(0.0 if sampling is None else sampling.audit_rate)
+                wanted[device]["shadow_ppm"] = _ppm(0.0 if sampling is None else sampling.shadow_share)
+            case MarkRelease(release, state):
+                if mark_release(connection, int(release), state):
+                    note_act(
+                        connection,
+                        BY_RULES,
+                        f"release.{state.value}",
+                        f"release {release}",
+                        f"rollout {rollout.id}: {rollout.history[-1].what}",
+                        now_ms=now_ms,
+                    )
+            case AskApproval(wave):
+                _ask(connection, rollout, wave, now_ms=now_ms)
+            case _:
+                assert_never(effect)
+    return desire(connection, rollout.model, wanted) if wanted else frozenset()
+
+
+def _ask(connection: Connection, rollout: RolloutState, wave: int, *, now_ms: int) -> None:
+    act, subject, detail = "rollout.ask", f"rollout {rollout.id}", f"wave {rollout.waves[wave].name!r}"
+    if is_noted(connection, act, subject, detail):
+        return
+    note_act(connection, BY_RULES, act, subject, detail, now_ms=now_ms)
+    log.warning(
+        "rollout waits for approval rollout=%s wave=%s: `cloud-hub rollout approve %s`",
+        rollout.id,
+        rollout.waves[wave].name,
+        rollout.id,
+    )
+
+
+def _ppm(share: float) -> int:
+    return round(share * 1_000_000)

@@ -1,0 +1,264 @@
+"""Runs the rollouts, on one thread of its own; what takes long to measure has another.
+
+What is to be done is in the store: rollouts that were started, orders, reports, which boards are there. The
+signs from other threads only say where to look first. After any fault everything is loaded again from the
+store, as after a restart.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+from cloud_hub.core.rollout.events import (
+    Approved,
+    Event,
+    Halted,
+    Killed,
+    Paused,
+    Reported,
+    Resumed,
+    Unpaused,
+)
+from cloud_hub.core.rollout.judge import JudgeRules
+from cloud_hub.errors import HubError
+from cloud_hub.rollouts.desired import DesiredStates, Publish
+from cloud_hub.rollouts.ports import Evidence
+from cloud_hub.rollouts.run import Look, RolloutRun, Submit
+from cloud_hub.store.rollouts import (
+    Order,
+    devices_of_fleet,
+    get_rollout,
+    new_orders,
+    new_swaps,
+    note_orders,
+    note_swaps,
+    open_rollout_ids,
+)
+from cloud_hub.store.store import Store
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 1.0
+RETRY_S: Final = 1.0
+GATHER_S: Final = 0.1
+LOOK_EVERY_S: Final = 60.0
+MAX_SWAPS_AT_ONCE: Final = 1024
+
+
+class RolloutRunner:
+    """Runs rollouts. `publish` returns None when a message was not taken.
+
+    `evidence` is asked for with the first look; `size_of` says how many bytes a release takes on a board's
+    disk. `submit` carries out a look somewhere; by default on a thread of its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        publish: Publish,
+        evidence: Callable[[], Evidence],
+        *,
+        prefix: str,
+        size_of: Callable[[int], int] = lambda _: 0,
+        rules: JudgeRules | None = None,
+        look_every_s: float = LOOK_EVERY_S,
+        clock_s: Callable[[], float] = time.time,
+        submit: Submit | None = None,
+    ) -> None:
+        self._store = store
+        self._evidence = evidence
+        self._rules = rules or JudgeRules()
+        self._look_every_s = look_every_s
+        self._clock_s = clock_s
+        self._submit: Submit = submit or self._on_a_thread
+        self._looks: ThreadPoolExecutor | None = None
+        self._desired = DesiredStates(store.database, publish, prefix=prefix, size_of=size_of)
+        # The oldest first.
+        self._runs: dict[str, RolloutRun] = {}
+        self._is_loaded = False
+        self._gate = threading.Lock()
+        self._online: set[str] = set()
+        self._is_connected_anew = False
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Finish the turn at hand and end the thread."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        if self._looks is not None:
+            self._looks.shutdown(wait=False, cancel_futures=True)
+
+    def wake(self) -> None:
+        """Say that there may be something new in the store."""
+        self._wake.set()
+
+    def came_online(self, devices: Iterable[str]) -> None:
+        """Say that these devices are there."""
+        with self._gate:
+            self._online.update(devices)
+        self._wake.set()
+
+    def connected(self) -> None:
+        """Say that the broker is there, and may have forgotten what boards should run."""
+        with self._gate:
+            self._is_connected_anew = True
+        self._wake.set()
+
+    def take_turn(self) -> None:
+        """Do what there is to do.
+
+        Raises:
+            HubError: everything is loaded again before the next turn.
+        """
+        try:
+            self._turn()
+        except BaseException:
+            self._is_loaded = False
+            raise
+
+    def _turn(self) -> None:
+        if not self._is_loaded:
+            self._runs.clear()
+        # Before new rollouts are taken up: what was reported until now answers none of their offers.
+        self._take_swaps()
+        self._take_up()
+        with self._gate:
+            online, self._online = self._online, set()
+            is_anew, self._is_connected_anew = self._is_connected_anew, False
+        if not self._runs:
+            self._is_loaded = True
+            return
+        if is_anew or not self._is_loaded:
+            self._desired.tell_all()
+        self._is_loaded = True
+        self._take_orders()
+        self._watch_fleet()
+        for run in self._runs.values():
+            now_s = self._clock_s()
+            self._desired.tell(run.tick(now_s=now_s))
+            self._desired.tell(run.look(self._evidence, self._submit, now_s=now_s))
+        self._desired.tell(online)
+        self._desired.flush()
+
+    # --- what comes in -------------------------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        """Take up rollouts that are new here; close those that end with them, before anything is offered."""
+        names = self._store.database.run(open_rollout_ids)
+        fresh = [name for name in names if name not in self._runs]
+        for name in fresh:
+            row = self._store.database.run(partial(get_rollout, rollout_id=name))
+            self._runs[name] = RolloutRun(
+                self._store.database, row, rules=self._rules, look_every_s=self._look_every_s
+            )
+        if not fresh:
+            return
+        # The database's order is the order in which they began.
+        self._runs = {name: self._runs[name] for name in names if name in self._runs}
+        self._watch_fleet()
+        for name in fresh:
+            if name in self._runs:
+                self._desired.tell(self._runs[name].feed([Resumed()], now_s=self._clock_s()))
+
+    def _watch_fleet(self) -> None:
+        """Tell every rollout who is there and who is not."""
+        fleet = self._store.database.run(devices_of_fleet)
+        runs = list(self._runs.values())
+        for index, run in enumerate(runs):
+            events = run.events_of(fleet, [newer.state for newer in runs[index + 1 :]])
+            if events:
+                self._desired.tell(run.feed(events, now_s=self._clock_s()))
+        self._runs = {name: run for name, run in self._runs.items() if not run.state.is_closed}
+
+    def _take_orders(self) -> None:
+        by_rollout: defaultdict[str, list[Order]] = defaultdict(list)
+        for order in self._store.database.run(new_orders):
+            by_rollout[order.rollout].append(order)
+        for name, orders in by_rollout.items():
+            note = partial(note_orders, ids=[order.id for order in orders])
+            run = self._runs.get(name)
+            if run is None:
+                self._store.database.run(note)
+                log.warning("orders come too late, the rollout is closed rollout=%s", name)
+                continue
+            events = [_event_of(order) for order in orders]
+            self._desired.tell(run.feed(events, now_s=self._clock_s(), note=note))
+
+    def _take_swaps(self) -> None:
+        while swaps := self._store.database.run(partial(new_swaps, limit=MAX_SWAPS_AT_ONCE)):
+            if not self._is_loaded:
+                self._take_up()
+            for run in self._runs.values():
+                events: list[Event] = [
+                    Reported(
+                        swap.device,
+                        swap.release,
+                        not swap.failure,
+                        ": ".join(text for text in (swap.failure, swap.detail) if text),
+                    )
+                    for swap in swaps
+                    if swap.model == run.state.model and swap.device in run.state.members
+                ]
+                if events:
+                    self._desired.tell(run.feed(events, now_s=self._clock_s()))
+            # Noted last: whoever is killed before hears them twice, which harms nothing.
+            self._store.database.run(partial(note_swaps, ids=[swap.id for swap in swaps]))
+
+    # --- the thread ----------------------------------------------------------------------------------------
+
+    def _on_a_thread(self, measure: Callable[[], Look]) -> Future[Look]:
+        if self._looks is None:
+            self._looks = ThreadPoolExecutor(1, thread_name_prefix="evidence")
+        return self._looks.submit(measure)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                self.take_turn()
+            except HubError as error:
+                log.warning("rollouts wait reason=%s", error)
+                self._stopping.wait(RETRY_S)
+                continue
+            except Exception:
+                # A fault of ours must not end the thread: what was stored is taken up again.
+                log.exception("rollouts' turn failed")
+                self._stopping.wait(RETRY_S)
+                continue
+            if self._wake.wait(POLL_S):
+                self._stopping.wait(GATHER_S)
+
+
+def _event_of(order: Order) -> Event:
+    match order.kind:
+        case "approve":
+            return Approved(order.ordered_by, order.wave or 0)
+        case "pause":
+            return Paused(order.ordered_by)
+        case "resume":
+            return Unpaused(order.ordered_by)
+        case "halt":
+            return Halted(order.ordered_by, order.reason)
+        case _:
+            return Killed(order.ordered_by, order.reason)

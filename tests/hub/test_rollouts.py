@@ -1,0 +1,454 @@
+"""Rollouts on a real store: what boards are told, what is kept, and a hub that is killed anywhere."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cloud_hub.core.rollout.health import Health, Metric, Worse
+from cloud_hub.core.rollout.judge import JudgeRules
+from cloud_hub.core.rollout.state import Outcome, Phase
+from cloud_hub.core.rollout.waves import Wave
+from cloud_hub.errors import NotFoundError, RolloutError, StoreUnavailableError
+from cloud_hub.rollouts import run as run_module
+from cloud_hub.rollouts.waves_file import read_plan
+from cloud_hub.store import schema
+from cloud_hub.store.acts import list_acts
+from cloud_hub.store.rollouts import labels_of, new_swaps, set_labels
+from cloud_hub.store.store import Store
+from edge_cascade.messages import SHIPPED
+from tests.hub.rollouts_fleet import CALM, LIMITS, WAVES, WORSE, Fleet
+
+NAMES = [f"press-{n}" for n in range(10)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path) as store:
+        yield store
+
+
+@pytest.fixture
+def fleet(store):
+    return Fleet(store, NAMES)
+
+
+def offered(fleet, release="5"):
+    return {name for name in fleet.online if (w := fleet.broker.wanted(name)) and w.release == release}
+
+
+def test_a_good_release_goes_through_all_waves_and_becomes_live(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    assert len(offered(fleet)) == 1
+    assert fleet.state_of_release(5) == "canary"
+    (canary,) = offered(fleet)
+    wanted = fleet.broker.wanted(canary)
+    assert (wanted.bundle, wanted.size_bytes) == (bytes([5]) * 32, 1005)
+    assert (wanted.audit_ppm, wanted.shadow_ppm) == (100_000, 500_000)
+    fleet.boards_act()
+    fleet.go_on(1500)
+    assert fleet.state(rollout).phase is Phase.DONE
+    assert set(fleet.serves.values()) == {"5"}
+    assert fleet.state_of_release(5) == "live"
+    wanted = fleet.broker.wanted(canary)
+    assert (wanted.audit_ppm, wanted.shadow_ppm) == (0, 0)
+
+
+def test_nothing_widens_before_the_soak_is_over(fleet):
+    fleet.release(5)
+    fleet.start(5)
+    fleet.turn()
+    fleet.boards_act()
+    fleet.turn(1)
+    fleet.turn(98)
+    assert len(offered(fleet)) == 1
+    fleet.turn(2)
+    assert len(offered(fleet)) == 5
+
+
+def test_a_worse_release_is_halted_and_every_board_gets_the_one_before(fleet):
+    fleet.release(4)
+    fleet.start(4)
+    fleet.go_on(1500)
+    assert set(fleet.serves.values()) == {"4"}
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.go_on(250)
+    assert len(offered(fleet)) == 5
+    fleet.evidence.said = WORSE
+    fleet.go_on(100)
+    state = fleet.state(rollout)
+    assert state.phase is Phase.HALTED
+    assert "70 lost" in state.history[-1].what
+    assert set(fleet.serves.values()) == {"4"}
+    assert offered(fleet) == set()
+    assert {each.outcome for each in state.members.values() if each.is_offered} == {Outcome.BACK}
+    assert (fleet.state_of_release(4), fleet.state_of_release(5)) == ("live", "halted")
+
+
+def test_without_a_release_before_it_boards_go_back_to_what_they_were_shipped_with(fleet):
+    fleet.release(5)
+    fleet.start(5)
+    fleet.go_on(100)
+    (canary,) = offered(fleet)
+    fleet.evidence.how_well = Health((Worse(Metric.MEMORY, 2.0, 1.3, 1),))
+    fleet.go_on(100)
+    wanted = fleet.broker.wanted(canary)
+    assert (wanted.release, wanted.bundle, wanted.size_bytes) == (SHIPPED, bytes(32), 0)
+    assert fleet.serves[canary] == SHIPPED
+
+
+def test_a_canary_that_reverts_halts(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.fails = {(name, "5") for name in NAMES}
+    fleet.go_on(100)
+    state = fleet.state(rollout)
+    assert state.phase is Phase.HALTED
+    assert any("reverted: golden" in entry.what for entry in state.history)
+
+
+@pytest.mark.parametrize("dies_at", range(1, 5))
+def test_a_hub_killed_between_state_and_effects_carries_them_out_after_its_start(fleet, monkeypatch, dies_at):
+    passed = 0
+
+    def die(name):
+        nonlocal passed
+        passed += 1
+        if passed == dies_at:
+            raise KeyboardInterrupt(name)
+
+    fleet.release(5)
+    rollout = fleet.start(5)
+    monkeypatch.setattr(run_module, "crash_point", die)
+    for _ in range(80):
+        try:
+            fleet.turn(25)
+        except KeyboardInterrupt:
+            fleet.runner = fleet.new_runner()
+        fleet.boards_act()
+    assert passed >= dies_at
+    assert fleet.state(rollout).phase is Phase.DONE
+    assert set(fleet.serves.values()) == {"5"}
+    assert fleet.state_of_release(5) == "live"
+
+
+def test_a_halt_whose_effects_were_lost_takes_back_after_the_start(fleet, monkeypatch):
+    fleet.release(5)
+    fleet.start(5)
+    fleet.go_on(250)
+    assert len(offered(fleet)) == 5
+
+    def die(name):
+        raise KeyboardInterrupt(name)
+
+    fleet.evidence.said = WORSE
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "crash_point", die)
+        fleet.turn(60)
+    assert len(offered(fleet)) == 5
+    fleet.restart()
+    assert offered(fleet) == set()
+    assert fleet.state_of_release(5) == "halted"
+
+
+def test_a_restart_tells_every_board_again_and_changes_nothing(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.go_on(250)
+    before, told = fleet.state(rollout), dict(fleet.broker.retained)
+    fleet.broker.retained.clear()
+    fleet.restart()
+    assert fleet.broker.retained == told
+    assert fleet.state(rollout) == before
+
+
+def test_a_broker_that_was_away_is_told_when_it_is_back(fleet):
+    fleet.release(5)
+    fleet.broker.is_away = True
+    fleet.start(5)
+    fleet.turn()
+    assert offered(fleet) == set()
+    fleet.broker.is_away = False
+    fleet.runner.connected()
+    fleet.turn()
+    assert len(offered(fleet)) == 1
+
+
+def test_a_board_that_comes_online_is_told_again_with_the_same_revision(fleet):
+    fleet.release(5)
+    fleet.start(5)
+    fleet.turn()
+    (canary,) = offered(fleet)
+    before, count = fleet.broker.state_of(canary), fleet.broker.count
+    fleet.runner.came_online([canary])
+    fleet.turn()
+    assert fleet.broker.count == count + 1
+    assert fleet.broker.state_of(canary) == before
+
+
+def test_pause_holds_the_wave_and_resume_lets_it_go_on(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    fleet.order(rollout, "pause")
+    fleet.go_on(500)
+    assert len(offered(fleet)) == 1
+    with pytest.raises(RolloutError, match="paused already"):
+        fleet.order(rollout, "pause")
+    fleet.order(rollout, "resume")
+    fleet.go_on(1500)
+    assert fleet.state(rollout).phase is Phase.DONE
+    assert [entry.by for entry in fleet.state(rollout).history if entry.what in {"paused", "goes on"}] == [
+        "ann",
+        "ann",
+    ]
+
+
+def test_a_wave_that_needs_approval_asks_once_and_opens_with_it(fleet):
+    fleet.release(5)
+    waves = (WAVES[0], Wave("all", share=1.0, soak_s=0.0, needs_approval=True))
+    rollout = fleet.start(5, waves=waves)
+    fleet.go_on(500)
+    fleet.restart()
+    assert len(offered(fleet)) == 1
+    acts = fleet.store.database.run(list_acts)
+    assert [(row["act"], row["detail"]) for row in acts if row["act"] == "rollout.ask"] == [
+        ("rollout.ask", "wave 'all'")
+    ]
+    with pytest.raises(RolloutError, match="wave 7 cannot be approved; those to come are 1"):
+        fleet.order(rollout, "approve", wave=7)
+    fleet.order(rollout, "approve")
+    fleet.turn(1)
+    assert len(offered(fleet)) == 10
+
+
+def test_a_kill_after_the_end_takes_everything_back_for_good(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.go_on(1500)
+    assert set(fleet.serves.values()) == {"5"}
+    with pytest.raises(RolloutError, match="is done; `cloud-hub rollout kill` takes it back"):
+        fleet.order(rollout, "halt")
+    fleet.order(rollout, "kill", reason="it lies")
+    fleet.go_on(50)
+    assert set(fleet.serves.values()) == {SHIPPED}
+    assert fleet.state_of_release(5) == "retired"
+    with pytest.raises(RolloutError, match="retired for good"):
+        fleet.start(5)
+    fleet.restart()
+    assert fleet.state_of_release(5) == "retired"
+
+
+def test_a_person_halts(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.go_on(250)
+    fleet.order(rollout, "halt", reason="odd answers")
+    fleet.go_on(50)
+    assert set(fleet.serves.values()) == {SHIPPED}
+    entry = next(
+        entry for entry in fleet.state(rollout).history if entry.by == "ann" and "halted" in entry.what
+    )
+    assert entry.what == "halted: odd answers"
+
+
+def test_two_groups_of_one_model_roll_out_side_by_side(store):
+    labels = {name: {"site": "a" if index < 5 else "b"} for index, name in enumerate(NAMES)}
+    fleet = Fleet(store, NAMES, labels=labels)
+    fleet.release(5)
+    fleet.release(6)
+    first = fleet.start(5, group={"site": "a"})
+    second = fleet.start(6, group={"site": "b"})
+    with pytest.raises(RolloutError, match="of model pump is running"):
+        fleet.start(6, group={"board": "big"})
+    fleet.go_on(1500)
+    assert {fleet.state(each).phase for each in (first, second)} == {Phase.DONE}
+    assert {name: fleet.serves[name] for name in NAMES} == {
+        name: "5" if labels[name]["site"] == "a" else "6" for name in NAMES
+    }
+
+
+def test_a_newer_rollout_closes_the_ended_one_whose_devices_it_takes(fleet):
+    fleet.release(5)
+    first = fleet.start(5)
+    fleet.go_on(1500)
+    fleet.release(6)
+    second = fleet.start(6)
+    assert fleet.state(second).previous == "5"
+    fleet.turn()
+    assert fleet.state(first).is_closed
+    with pytest.raises(RolloutError, match="is closed: another one of 'pump' has its devices now"):
+        fleet.order(first, "kill")
+    assert len(offered(fleet, "6")) == 1
+    assert len(offered(fleet, "5")) == 9
+
+
+def test_a_newer_rollout_of_a_group_leaves_the_others_with_the_ended_one(store):
+    labels = {name: {"site": "a" if index < 5 else "b"} for index, name in enumerate(NAMES)}
+    fleet = Fleet(store, NAMES, labels=labels)
+    fleet.release(5)
+    first = fleet.start(5)
+    fleet.go_on(1500)
+    fleet.release(6)
+    fleet.start(6, group={"site": "a"})
+    fleet.go_on(1500)
+    state = fleet.state(first)
+    assert not state.is_closed
+    assert set(state.members) == set(NAMES[5:])
+    fleet.order(first, "kill")
+    fleet.go_on(50)
+    assert {fleet.serves[name] for name in NAMES[:5]} == {"6"}
+    assert {fleet.serves[name] for name in NAMES[5:]} == {SHIPPED}
+
+
+def test_a_board_that_joins_late_is_offered_what_was_rolled_out(store, fleet):
+    fleet.release(5)
+    fleet.start(5)
+    fleet.go_on(1500)
+    fleet.serves["late"] = SHIPPED
+    fleet.online["late"] = False
+    row = {"name": "late", "first_seen_ms": 1, "last_seen_ms": 1, "online": False}
+    store.database.run(lambda c: c.execute(schema.devices.insert().values(row)))
+    fleet.set_online("late", True)
+    fleet.go_on(50)
+    assert fleet.serves["late"] == "5"
+
+
+def test_what_was_measured_badly_widens_nothing_and_holds_up_no_kill(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.evidence.error = StoreUnavailableError("no audits can be read")
+    fleet.go_on(500)
+    assert len(offered(fleet)) == 1
+    fleet.order(rollout, "kill")
+    fleet.turn(1)
+    assert offered(fleet) == set()
+
+
+def test_evidence_is_asked_for_now_and_then_and_at_the_end_of_the_soak(store):
+    fleet = Fleet(store, NAMES, look_every_s=10_000.0)
+    fleet.release(5)
+    fleet.start(5)
+    fleet.turn()
+    fleet.boards_act()
+    fleet.turn(1)
+    for _ in range(50):
+        fleet.turn(1)
+    assert fleet.evidence.asked == 1
+    fleet.turn(60)
+    assert fleet.evidence.asked == 2
+    assert len(offered(fleet)) == 5
+
+
+def test_drift_is_said_once(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.evidence.hint = type(CALM)(0.2, 0.01, is_suspicious=True)
+    fleet.go_on(200)
+    said = [e.what for e in fleet.state(rollout).history if e.what.startswith("the boards see what the hub")]
+    assert len(said) == 1
+
+
+def test_reports_are_noted_once_heard(fleet):
+    fleet.release(5)
+    fleet.start(5)
+    fleet.report("press-1", "9")
+    fleet.report("press-1", "9", model="fan")
+    fleet.turn()
+    assert fleet.store.database.run(lambda c: new_swaps(c, 10)) == []
+
+
+def test_a_report_from_before_the_rollout_answers_none_of_its_offers(fleet):
+    fleet.turn()
+    fleet.release(5)
+    for name in NAMES:
+        fleet.report(name, "5")
+    rollout = fleet.start(5)
+    fleet.turn()
+    assert {each.outcome for each in fleet.state(rollout).members.values()} == {Outcome.NONE}
+
+
+def test_a_release_that_is_not_signed_or_not_there_goes_nowhere(fleet):
+    with pytest.raises(NotFoundError, match="no release 5"):
+        fleet.start(5)
+    fleet.release(5)
+    with pytest.raises(RolloutError, match="is not signed, so no board would take it"):
+        fleet.start(5, is_signed=lambda *_: False)
+    with pytest.raises(RolloutError, match="is one of model 'pump', not of 'fan'"):
+        fleet.start(5, model="fan")
+    with pytest.raises(RolloutError, match="no device has the labels site=c"):
+        fleet.start(5, group={"site": "c"})
+
+
+def test_a_wave_that_the_judge_cannot_judge_is_refused_at_the_start(fleet):
+    fleet.release(5)
+    with pytest.raises(RolloutError, match=r"waves\[1\] 'half': judge: tolerated"):
+        fleet.start(5, rules=JudgeRules(max_drop=0.1, tolerated=0.02))
+
+
+def test_a_halted_release_may_begin_anew(fleet):
+    fleet.release(5, state="halted")
+    rollout = fleet.start(5)
+    fleet.go_on(1500)
+    assert fleet.state(rollout).phase is Phase.DONE
+    assert fleet.state_of_release(5) == "live"
+
+
+def test_a_plan_is_read_from_toml_or_json(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        '[[waves]]\nname = "first"\ncount = 2\nsoak_s = 60\n[[waves]]\nname = "all"\nshare = 1.0\n'
+        "[limits]\nmax_failed_share = 0.05\n"
+    )
+    plan = read_plan(path)
+    assert [wave.name for wave in plan.waves] == ["first", "all"]
+    assert plan.limits.max_failed_share == 0.05
+    path = tmp_path / "plan.json"
+    path.write_text('{"waves": [{"name": "most", "share": 0.9}]}')
+    with pytest.raises(RolloutError, match=r"plan\.json: waves: the last, 'most', must have share 1\.0"):
+        read_plan(path)
+
+
+def test_labels_are_set_and_taken_away(fleet):
+    run = fleet.store.database.run
+    run(lambda c: set_labels(c, "press-1", {"site": "a", "line": "2"}))
+    run(lambda c: set_labels(c, "press-1", {"site": "b", "line": None}))
+    assert run(lambda c: labels_of(c, "press-1")) == {"site": "b"}
+    with pytest.raises(NotFoundError, match="no device 'nobody'"):
+        run(lambda c: set_labels(c, "nobody", {"site": "a"}))
+
+
+def test_of_100_devices_with_30_percent_offline_at_any_time_all_end_on_the_release(store):
+    names = [f"board-{n:03}" for n in range(100)]
+    fleet = Fleet(store, names, look_every_s=100.0)
+    chance = random.Random(7)
+    fleet.release(5)
+    for name in chance.sample(names, 30):
+        fleet.set_online(name, is_online=False)
+    rollout = fleet.start(5, limits=LIMITS)
+    for _ in range(200):
+        fleet.turn(25)
+        fleet.boards_act()
+        # Three come back, three others go: always thirty are away.
+        away = [name for name in names if not fleet.online[name]]
+        there = [name for name in names if fleet.online[name]]
+        for name in chance.sample(away, 3):
+            fleet.set_online(name, is_online=True)
+        for name in chance.sample(there, 3):
+            fleet.set_online(name, is_online=False)
+        if fleet.state(rollout).phase is Phase.DONE:
+            break
+    assert fleet.state(rollout).phase is Phase.DONE
+    fleet.turn(1)
+    fleet.boards_act()
+    assert {fleet.serves[name] for name in names if fleet.online[name]} == {"5"}
+    assert sum(not is_online for is_online in fleet.online.values()) == 30
+    for name in names:
+        fleet.set_online(name, is_online=True)
+    fleet.turn(1)
+    fleet.boards_act()
+    assert set(fleet.serves.values()) == {"5"}
