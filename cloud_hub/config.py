@@ -64,6 +64,17 @@ class StoreSection(Section, frozen=True):
     url: Filled | None = None
 
 
+class RolloutsSection(Section, frozen=True):
+    """How releases are judged. `alpha`: how often one that loses at most `tolerated` (a share of all samples)
+    is halted for its quality; `beta`: how often one that is worse by a wave's `max_drop` may pass it.
+    """
+
+    look_every_s: Annotated[float, Meta(ge=1, le=86400)] = 60.0
+    alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.04
+    beta: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    tolerated: Annotated[float, Meta(ge=0, lt=0.01)] = 0.0
+
+
 class LogSection(Section, frozen=True):
     """How much is said."""
 
@@ -78,6 +89,7 @@ class Config(Section, frozen=True):
     models: Annotated[tuple[ModelSection, ...], Meta(max_length=64)] = ()
     http: HttpSection = field(default_factory=HttpSection)
     store: StoreSection = field(default_factory=StoreSection)
+    rollouts: RolloutsSection = field(default_factory=RolloutsSection)
     log: LogSection = field(default_factory=LogSection)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -11,6 +11,7 @@ from aiohttp import web
 
 from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.tokens import Scope, TokenInfo
+from cloud_hub.core.rollout.judge import JudgeRules
 from cloud_hub.models import HubModel
 from cloud_hub.store.store import Store
 
@@ -18,6 +19,17 @@ JSON: Final = "application/json"
 
 # Keys under which a request carries what the middleware found out.
 TOKEN: Final = web.RequestKey("token", TokenInfo)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutParts:
+    """What the routes of rollouts need. `is_signed`: of a model, the digests of its graph and its weights;
+    `wake` is told that a rollout was started or something was ordered of one.
+    """
+
+    is_signed: Callable[[str, str, str], bool] = lambda *_: False
+    rules: JudgeRules = field(default_factory=JudgeRules)
+    wake: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,7 @@ class Context:
     problems: Callable[[], list[str]]
     on_labelled: Callable[[str], None]
     on_series: Callable[[], None]
+    rollouts: RolloutParts = RolloutParts()
 
 
 Handler = Callable[[Context, web.Request], Awaitable[web.Response]]

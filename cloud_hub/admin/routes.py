@@ -18,9 +18,10 @@ from cloud_hub.admin.metrics import METRICS_TYPE, render_metrics, stats_document
 from cloud_hub.admin.openapi import openapi_document
 from cloud_hub.admin.problems import ProblemError
 from cloud_hub.admin.releases import RELEASE_ROUTES
+from cloud_hub.admin.rollouts import ROLLOUT_ROUTES
 from cloud_hub.admin.rounds import ROUND_ROUTES
 from cloud_hub.admin.route import JSON, TOKEN, Context, Route
-from cloud_hub.errors import ConfigError, HubError, ModelError, NotFoundError, RoundError
+from cloud_hub.errors import ConfigError, HubError, ModelError, NotFoundError, RolloutError, RoundError
 from cloud_hub.models import HubModel
 from cloud_hub.store.deliveries import Place
 from cloud_hub.store.queries import CaseFilter, find_cases, get_case, list_devices, totals
@@ -182,6 +183,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *RELEASE_ROUTES,
     *ROUND_ROUTES,
+    *ROLLOUT_ROUTES,
     Route("GET", "/v1/stats", _stats, "read", "The hub in numbers", "fleet", doc.Stats),
     Route("GET", "/v1/openapi.json", _openapi, "read", "This document", "hub", None),
     Route("GET", "/healthz", _healthz, None, "Whether the process lives", "hub", doc.Health),
@@ -218,6 +220,6 @@ def status_of(error: HubError) -> HTTPStatus:
         return HTTPStatus.NOT_FOUND
     if isinstance(error, ModelError | ConfigError):
         return HTTPStatus.BAD_REQUEST
-    if isinstance(error, RoundError):
+    if isinstance(error, RoundError | RolloutError):
         return HTTPStatus.CONFLICT
     return HTTPStatus.SERVICE_UNAVAILABLE

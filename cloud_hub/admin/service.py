@@ -19,7 +19,7 @@ from aiohttp.typedefs import Handler as AiohttpHandler
 
 from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.problems import ProblemError, problem_response
-from cloud_hub.admin.route import TOKEN, Context, Route
+from cloud_hub.admin.route import TOKEN, Context, RolloutParts, Route
 from cloud_hub.admin.routes import ROUTES, status_of
 from cloud_hub.admin.tokens import check_token
 from cloud_hub.core.failures import FailureLimit
@@ -45,8 +45,11 @@ class Service:
         problems: Callable[[], list[str]],
         on_labelled: Callable[[str], None],
         on_series: Callable[[], None] = lambda: None,
+        rollouts: RolloutParts | None = None,
     ) -> None:
-        self._context = Context(store, models, vitals, problems, on_labelled, on_series)
+        self._context = Context(
+            store, models, vitals, problems, on_labelled, on_series, rollouts or RolloutParts()
+        )
         self._failures = FailureLimit()
         self._runner: web.AppRunner | None = None
 

@@ -15,6 +15,7 @@ import pytest
 from openapi_spec_validator import validate as validate_openapi
 
 from cloud_hub.admin.metrics import Vitals
+from cloud_hub.admin.route import RolloutParts
 from cloud_hub.admin.routes import ROUTES
 from cloud_hub.admin.service import MAX_BODY_BYTES, Service
 from cloud_hub.admin.tokens import check_token, create_token, list_tokens, revoke_token
@@ -45,6 +46,7 @@ class Api:
             problems=lambda: self.found_problems,
             on_labelled=self.labelled.append,
             on_series=self._wake,
+            rollouts=RolloutParts(is_signed=lambda *_: True, wake=self._wake),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)

@@ -1,0 +1,34 @@
+"""What a rollout takes from the hub's configuration and its state directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloud_hub.core.rollout.judge import JudgeRules
+
+if TYPE_CHECKING:
+    from cloud_hub.config import Config
+    from cloud_hub.rollouts.start import IsSigned
+
+TUF = "tuf"
+"""The directory of signed metadata in the state directory."""
+
+
+def rules_for(config: Config) -> JudgeRules:
+    """The judge's rules; a wave's own `max_drop` goes before."""
+    section = config.rollouts
+    return JudgeRules(alpha=section.alpha, beta=section.beta, tolerated=section.tolerated)
+
+
+def is_signed_in(state_dir: Path) -> IsSigned:
+    """Whether the metadata in a state directory sign the parts of a release; nothing without any."""
+
+    def is_signed(model: str, graph: str, weights: str) -> bool:
+        if not (state_dir / TUF).is_dir():
+            return False
+        from cloud_hub.releases.repository import SignedRepository
+
+        return SignedRepository(state_dir / TUF).is_signed(model, graph, weights)
+
+    return is_signed
