@@ -128,7 +128,7 @@ class Daemon:
             publish=self._publish,
             submit=self._submit,
             tally=self,
-            on_failed=lambda: self.metrics.failed.add("all"),
+            on_failed=self._count_failed,
             observe=None if self.examples is None else self.examples.observe,
         )
         self._watch()
@@ -238,6 +238,9 @@ class Daemon:
                 metrics.escalated.add(model)
             if outcome.case.audited:
                 metrics.audited.add(model)
+
+    def _count_failed(self, pipeline: Pipeline) -> None:
+        self.metrics.failed.add(pipeline.bundle.graph.model)
 
     def _publish(self, outcome: Outcome) -> None:
         if outcome.answer is not None:

@@ -6,16 +6,19 @@ a network: the spool commits on its own thread, and the message is acknowledged 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import groupby
 from typing import Final, Protocol
 
 from edge_cascade.burst import Burst
 from edge_cascade.messages import Case
+from edge_daemon.errors import StoppedError
 from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.pipeline import Outcome, Pipeline, Sample
 
@@ -43,16 +46,18 @@ class InferenceThread:
 
     def __init__(
         self,
-        pipelines: Mapping[str, Pipeline],
+        pipelines: dict[str, Pipeline],
         queue: SampleQueue,
         *,
         publish: Publish,
         submit: Submit,
         tally: Tally,
-        on_failed: Callable[[], None],
+        on_failed: Callable[[Pipeline], None],
         observe: Observe | None = None,
     ) -> None:
+        """`pipelines` by model: once this runs, only `install` changes what is in it."""
         self._pipelines = pipelines
+        self._flips: deque[tuple[str, Pipeline, Future[Pipeline]]] = deque()
         self._queue = queue
         self._publish = publish
         self._submit = submit
@@ -60,6 +65,7 @@ class InferenceThread:
         self._on_failed = on_failed
         self._observe = observe
         self._stopping = threading.Event()
+        self._has_ended = threading.Event()
         self._busy_since_s: float | None = None
         self._burst = Burst()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
@@ -86,9 +92,31 @@ class InferenceThread:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    def install(self, model: str, pipeline: Pipeline) -> Future[Pipeline]:
+        """Have `pipeline` answer for `model`; the one before it, of which nothing is in hand any more.
+
+        The change is made between two batches. Whoever cancels the future before it was made prevents it. It
+        fails with `StoppedError` once this has stopped.
+        """
+        flip = (model, pipeline, Future[Pipeline]())
+        self._flips.append(flip)
+        self._queue.wake()
+        if self._has_ended.is_set():
+            self._refuse_flips()
+        return flip[2]
+
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._has_ended.set()
+            self._refuse_flips()
+
+    def _serve(self) -> None:
         while True:
             items = self._queue.get(MAX_BATCH, WAIT_S)
+            if self._flips:
+                self._flip()
             if not items:
                 if self._stopping.is_set():
                     return
@@ -98,6 +126,21 @@ class InferenceThread:
                 self._answer(self._pipelines[model], list(group))
             self._busy_since_s = None
 
+    def _flip(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                model, pipeline, flipped = self._flips.popleft()
+                if flipped.set_running_or_notify_cancel():
+                    before, self._pipelines[model] = self._pipelines[model], pipeline
+                    flipped.set_result(before)
+
+    def _refuse_flips(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                _, _, flipped = self._flips.popleft()
+                if flipped.set_running_or_notify_cancel():
+                    flipped.set_exception(StoppedError("no sample is answered any more"))
+
     def _answer(self, pipeline: Pipeline, items: list[Queued]) -> None:
         batches = [items] if len(items) >= BATCH_FROM else [[item] for item in items]
         for batch in batches:
@@ -105,7 +148,7 @@ class InferenceThread:
             try:
                 outcomes = _process(pipeline, batch)
             except Exception as error:  # noqa: BLE001 - a thread that dies answers nothing for ever
-                self._give_up(batch, error)
+                self._give_up(pipeline, batch, error)
                 continue
             for item, outcome in zip(batch, outcomes, strict=True):
                 # Before the answer leaves, so that a label for it finds the sample.
@@ -132,9 +175,9 @@ class InferenceThread:
         # Failed or not: the answer is out, and the spool has counted what it could not take.
         committed.add_done_callback(lambda _: item.ticket.finish())
 
-    def _give_up(self, items: list[Queued], error: Exception) -> None:
+    def _give_up(self, pipeline: Pipeline, items: list[Queued], error: Exception) -> None:
         for item in items:
-            self._on_failed()
+            self._on_failed(pipeline)
             item.ticket.finish()
         if self._burst.note(now_s=time.monotonic()) is not None:
             log.error("sample failed sensor=%s error=%r", items[0].sample.sensor, error)

@@ -57,38 +57,79 @@ def open_pipelines(
     *,
     rng: random.Random,
     now_s: Callable[[], float],
+    in_place_of: Callable[[Bundle], Bundle | None] = lambda _: None,
 ) -> dict[str, Pipeline]:
     """A pipeline per configured model, by the model's name.
+
+    `in_place_of` may give another bundle than the installed one; where it does not run, the installed one
+    does.
 
     Raises:
         ModelError: naming the bundle and what is wrong with it.
     """
     pipelines: dict[str, Pipeline] = {}
     for model in models:
+        coin = AuditCoin(audit.rate, audit.max_per_hour, random.Random(rng.random()))  # noqa: S311 - no secret
         try:
-            bundle = load_bundle(find_bundle(model.bundle))
-            _check_version(bundle)
-            plan = bundle.plan(model.plan)
-            ladder = Ladder(bundle, plan, OPENERS[model.runtime], point=model.point)
-            _compare_golden(bundle, ladder, model.runtime)
+            installed = load_bundle(find_bundle(model.bundle))
+            pipeline = _open_other(in_place_of(installed), model, coin, numbering, now_s)
+            if pipeline is None:
+                pipeline = open_pipeline(installed, model, coin, numbering, now_s=now_s)
         except CascadeError as error:
             raise ModelError(f"models: bundle {model.bundle!r}: {error}") from error
-        name = bundle.graph.model
+        name = pipeline.bundle.graph.model
         if name in pipelines:
             raise ModelError(f"models: two bundles are called {name!r}; a model is served once, remove one")
-        coin = AuditCoin(audit.rate, audit.max_per_hour, random.Random(rng.random()))  # noqa: S311 - no secret
-        pipelines[name] = Pipeline(
-            bundle, ladder, coin, boot=numbering.boot, next_seq=numbering.next_seq, now_s=now_s
-        )
-        log.info(
-            "serving model=%s bundle=%s plan=%s point=%d runtime=%s",
-            name,
-            bundle.bundle_id[:12],
-            plan.name,
-            ladder.point,
-            model.runtime,
-        )
+        pipelines[name] = pipeline
     return pipelines
+
+
+def open_pipeline(
+    bundle: Bundle, model: ModelConfig, coin: AuditCoin, numbering: Numbering, *, now_s: Callable[[], float]
+) -> Pipeline:
+    """One bundle at work as `model` says, on this board's runtime.
+
+    Raises:
+        CascadeError: when the runtime refuses a stage, or there is no such plan or point.
+        ModelError: when it needs a newer daemon.
+    """
+    _check_version(bundle)
+    ladder = open_ladder(bundle, model)
+    _compare_golden(bundle, ladder, model.runtime)
+    log.info(
+        "serving model=%s bundle=%s plan=%s point=%d runtime=%s",
+        bundle.graph.model,
+        bundle.bundle_id[:12],
+        ladder.plan.name,
+        ladder.point,
+        model.runtime,
+    )
+    return Pipeline(bundle, ladder, coin, boot=numbering.boot, next_seq=numbering.next_seq, now_s=now_s)
+
+
+def open_ladder(bundle: Bundle, model: ModelConfig) -> Ladder:
+    """The bundle's stages on the runtime, plan and point that `model` names.
+
+    Raises:
+        CascadeError: when the runtime refuses a stage, or there is no such plan or point.
+    """
+    return Ladder(bundle, bundle.plan(model.plan), OPENERS[model.runtime], point=model.point)
+
+
+def _open_other(
+    bundle: Bundle | None,
+    model: ModelConfig,
+    coin: AuditCoin,
+    numbering: Numbering,
+    now_s: Callable[[], float],
+) -> Pipeline | None:
+    if bundle is None:
+        return None
+    try:
+        return open_pipeline(bundle, model, coin, numbering, now_s=now_s)
+    except (CascadeError, ModelError) as error:
+        log.error("serving the installed bundle: %s does not run: %s", bundle.bundle_id[:12], error)
+        return None
 
 
 def open_sources(sources: Sequence[SourceConfig], bundles: dict[str, Bundle]) -> list[Source]:

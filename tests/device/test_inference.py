@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from edge_cascade.mqtt import Incoming
-from edge_daemon.errors import SpoolError
+from edge_daemon.errors import SpoolError, StoppedError
 from edge_daemon.inference import BATCH_FROM, InferenceThread
 from edge_daemon.inlet.acks import OrderedAcks
 from edge_daemon.inlet.queue import Queued, SampleQueue
@@ -73,7 +73,7 @@ class Rig:
     def count_outcome(self, _, outcome):
         self.counted.append(outcome.answer)
 
-    def note_failed(self):
+    def note_failed(self, _):
         self.failed += 1
 
     def put(self, *sensors):
@@ -156,3 +156,33 @@ def test_a_learner_that_cannot_look_at_a_sample_keeps_no_answer_back(caplog):
     rig.run()
     assert (rig.published, rig.failed, rig.acknowledged) == (["a", "b"], 0, [1, 2])
     assert caplog.text.count("not learned from") == 1
+
+
+def test_another_pipeline_answers_between_two_batches_and_the_one_before_is_handed_back(rig):
+    before, after = rig.pipeline, Pipeline()
+    rig.pipeline.gate.clear()
+    rig.put("a")
+    rig.thread.start()
+    assert before.entered.wait(WAIT_S)
+    flipped = rig.thread.install("m", after)
+    rig.put("b")
+    assert not flipped.done()
+    before.gate.set()
+    assert flipped.result(WAIT_S) is before
+    assert rig.thread.stop(WAIT_S)
+    assert (before.sizes, after.sizes) == ([1], [1])
+    assert rig.published == ["a", "b"]
+
+
+def test_a_flip_that_was_taken_back_is_not_made(rig):
+    after = Pipeline()
+    assert rig.thread.install("m", after).cancel()
+    rig.put("a")
+    rig.run()
+    assert (rig.pipeline.sizes, after.sizes) == ([1], [])
+
+
+def test_a_flip_after_the_end_is_refused(rig):
+    rig.run()
+    with pytest.raises(StoppedError):
+        rig.thread.install("m", Pipeline()).result(WAIT_S)
