@@ -1,0 +1,1 @@
+"""Releases from the hub: whom to believe, how to fetch, and how to swap. Nothing here starts by itself."""
