@@ -1,8 +1,8 @@
 """The hub put together: the only place that names every part.
 
-Threads: the store's one connection; ingest; the full model; the outbox; the coordinator of rounds; MQTT's
-network thread; and the event loop with REST, signals and the watchdog. They hand over by queues and by what
-is committed, never by shared state.
+Threads: the store's one connection; ingest; the full model; the outbox; the coordinator of rounds; the
+rollouts and what measures for them; the renewal of signatures; MQTT's network thread; and the event loop with
+REST, signals and the watchdog. They hand over by queues and by what is committed, never by shared state.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cloud_hub.admin.metrics import Vitals
+from cloud_hub.admin.route import RolloutParts
 from cloud_hub.admin.service import Service
 from cloud_hub.config import Config
 from cloud_hub.errors import ConfigError
-from cloud_hub.federation.coordinator import Coordinator
+from cloud_hub.federation.coordinator import Coordinator, steady_wall_clock
 from cloud_hub.federation.keys import private_key
 from cloud_hub.federation.ports import CandidateOutcome, HubVote, Lineage
 from cloud_hub.full_model import FullModelWorker
@@ -27,6 +28,9 @@ from cloud_hub.ingest import Ingest
 from cloud_hub.models import HubModel, load_model, shapes_of
 from cloud_hub.outbox import Outbox
 from cloud_hub.reading import Reader
+from cloud_hub.rollouts.renewal import Renewal
+from cloud_hub.rollouts.runner import RolloutRunner
+from cloud_hub.rollouts.settings import is_signed_in, rules_for, sizes_in
 from cloud_hub.store.store import Store
 from edge_cascade.mqtt import BrokerConfigError, Incoming, MqttSession
 from edge_cascade.sdnotify import notify, watchdog_interval_s
@@ -36,6 +40,7 @@ from edge_cascade.weights import Weights
 
 if TYPE_CHECKING:
     from cloud_hub.candidates.series import SeriesCandidates
+    from cloud_hub.rollouts.ports import Evidence
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +94,17 @@ class Hub:
             make_candidate=self._make_candidate,
             train_hub=self._train_hub,
         )
+        self.rollouts = RolloutRunner(
+            self.store,
+            self._session.publish,
+            lambda: self._evidence,
+            prefix=prefix,
+            size_of=sizes_in(config.state_dir, self.store.database),
+            rules=rules_for(config),
+            look_every_s=config.rollouts.look_every_s,
+            clock_s=steady_wall_clock(),
+        )
+        self.renewal = Renewal(config.state_dir)
         self.full_model = FullModelWorker(self.store, models, on_answered=self.outbox.hint)
         reader = Reader(
             prefix,
@@ -113,6 +129,7 @@ class Hub:
             problems=self.problems,
             on_labelled=lambda device: self.outbox.hint([device]),
             on_series=self.coordinator.wake,
+            rollouts=RolloutParts(is_signed_in(config.state_dir), rules_for(config), self.rollouts.wake),
         )
         self.http_port = 0
 
@@ -120,10 +137,12 @@ class Hub:
         # Goes out behind the subscriptions on the same connection: whoever answers is heard.
         self.outbox.greet()
         self.coordinator.connected()
+        self.rollouts.connected()
 
     def _came_online(self, devices: frozenset[str]) -> None:
         self.outbox.hint(devices)
         self.coordinator.came_online(devices)
+        self.rollouts.came_online(devices)
 
     async def start(self) -> None:
         """Open the store, start every part. The broker may be away: the session waits for it.
@@ -138,6 +157,8 @@ class Hub:
             self.full_model.start()
             self.outbox.start()
             self.coordinator.start()
+            self.rollouts.start()
+            self.renewal.start()
             self.ingest.start()
             try:
                 self._session.start()
@@ -180,6 +201,7 @@ class Hub:
                 ("full-model", self.full_model),
                 ("outbox", self.outbox),
                 ("coordinator", self.coordinator),
+                ("rollouts", self.rollouts),
             )
             if not part.is_alive
         ]
@@ -214,12 +236,21 @@ class Hub:
 
         return SeriesCandidates(self.store, self._config.state_dir, self._models)
 
+    @cached_property
+    def _evidence(self) -> Evidence:
+        # Only a hub with a rollout pays for the bundles that it compares.
+        from cloud_hub.rollouts.evidence import StoreEvidence
+
+        return StoreEvidence(self.store, self._config.state_dir, self._models)
+
     def _stop_threads(self) -> None:
         drain_s = self._config.hub.drain_s
         self.ingest.stop(drain_s)
         self.full_model.stop(drain_s)
         self.outbox.stop(drain_s)
         self.coordinator.stop(drain_s)
+        self.rollouts.stop(drain_s)
+        self.renewal.stop(drain_s)
         self._session.stop()
         self.store.close()
 

@@ -35,6 +35,7 @@ from cloud_hub.store.rollouts import (
     Order,
     devices_of_fleet,
     get_rollout,
+    last_heard_ms,
     new_orders,
     new_swaps,
     note_orders,
@@ -82,7 +83,7 @@ class RolloutRunner:
         self._desired = DesiredStates(store.database, publish, prefix=prefix, size_of=size_of)
         # The oldest first.
         self._runs: dict[str, RolloutRun] = {}
-        self._is_loaded = False
+        self._is_loaded = self._has_slept_off = False
         self._gate = threading.Lock()
         self._online: set[str] = set()
         self._is_connected_anew = False
@@ -173,13 +174,23 @@ class RolloutRunner:
                 self._store.database, row, rules=self._rules, look_every_s=self._look_every_s
             )
         if not fresh:
+            self._has_slept_off = True
             return
         # The database's order is the order in which they began.
         self._runs = {name: self._runs[name] for name in names if name in self._runs}
+        if not self._has_slept_off:
+            self._sleep_off()
         self._watch_fleet()
         for name in fresh:
             if name in self._runs:
                 self._desired.tell(self._runs[name].feed([Resumed()], now_s=self._clock_s()))
+
+    def _sleep_off(self) -> None:
+        """While the hub was away, boards owed it no answer: as if offline since it last heard one."""
+        heard_s = self._store.database.run(last_heard_ms) / 1000
+        for run in self._runs.values():
+            self._desired.tell(run.feed(run.all_lost(), now_s=min(heard_s, self._clock_s())))
+        self._has_slept_off = True
 
     def _watch_fleet(self) -> None:
         """Tell every rollout who is there and who is not."""

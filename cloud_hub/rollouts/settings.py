@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from cloud_hub.core.rollout.judge import JudgeRules
 if TYPE_CHECKING:
     from cloud_hub.config import Config
     from cloud_hub.rollouts.start import IsSigned
+    from cloud_hub.store.database import Database
 
 TUF = "tuf"
 """The directory of signed metadata in the state directory."""
@@ -32,3 +34,17 @@ def is_signed_in(state_dir: Path) -> IsSigned:
         return SignedRepository(state_dir / TUF).is_signed(model, graph, weights)
 
     return is_signed
+
+
+def sizes_in(state_dir: Path, database: Database) -> Callable[[int], int]:
+    """How many bytes a release takes on a board's disk; raises `HubError` where it is not there."""
+
+    def size_of(release: int) -> int:
+        from cloud_hub.registry import release_directory
+        from cloud_hub.store.releases import get_release
+
+        row = database.run(lambda c: get_release(c, release))
+        directory = release_directory(state_dir, row["bundle"].hex())
+        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+    return size_of

@@ -211,6 +211,11 @@ def devices_of_fleet(connection: Connection) -> list[Device]:
     ]
 
 
+def last_heard_ms(connection: Connection) -> int:
+    """When any board was last heard of, 0 where none ever was."""
+    return connection.execute(select(func.max(schema.devices.c.last_seen_ms))).scalar() or 0
+
+
 def labels_of(connection: Connection, device: str) -> dict[str, str]:
     """A board's labels by key."""
     query = select(_labels.c.key, _labels.c.value).where(_labels.c.device == device).order_by(_labels.c.key)

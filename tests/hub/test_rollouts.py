@@ -163,7 +163,33 @@ def test_a_restart_tells_every_board_again_and_changes_nothing(fleet):
     fleet.broker.retained.clear()
     fleet.restart()
     assert fleet.broker.retained == told
-    assert fleet.state(rollout) == before
+    after = fleet.state(rollout)
+    assert (after.phase, after.wave, after.history) == (before.phase, before.wave, before.history)
+    assert {name: each.outcome for name, each in after.members.items()} == {
+        name: each.outcome for name, each in before.members.items()
+    }
+
+
+def test_boards_that_reported_to_a_hub_that_was_away_do_not_count_as_silent(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    fleet.now_s += LIMITS.report_within_s + 1
+    fleet.restart()
+    assert fleet.state(rollout).phase is Phase.RUNNING
+    fleet.boards_act()
+    fleet.turn()
+    assert [each.outcome for each in fleet.state(rollout).members.values()].count(Outcome.COMMITTED) == 1
+    fleet.go_on(1500)
+    assert fleet.state(rollout).phase is Phase.DONE
+
+
+def test_a_board_that_stays_silent_beside_a_hub_at_work_halts(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    fleet.turn(LIMITS.report_within_s + 1)
+    assert fleet.state(rollout).phase is Phase.HALTED
 
 
 def test_a_broker_that_was_away_is_told_when_it_is_back(fleet):

@@ -1,0 +1,102 @@
+"""A rollout over a real mosquitto: what a board should run is retained, kept over a restart, taken back."""
+
+import itertools
+import queue
+import time
+
+import pytest
+
+from cloud_hub.core.rollout.waves import Wave
+from cloud_hub.rollouts.orders import order
+from cloud_hub.rollouts.start import start_rollout
+from cloud_hub.store import schema
+from edge_cascade.codec import decode, encode
+from edge_cascade.messages import SHIPPED, Status
+from edge_cascade.mqtt import Broker, MqttSession
+from edge_cascade.topics import down_topic, up_topic
+from tests.hub.fleet import BOOT, wait_until
+from tests.hub.test_ingest import Running
+from tests.services import start_mosquitto
+
+TIMEOUT_S = 20.0
+_ids = itertools.count()
+WAVES = (Wave("all", share=1.0),)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    with start_mosquitto(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+class Board:
+    """A board's session; what it should run is queued."""
+
+    def __init__(self, port, name="press-1"):
+        self.name = name
+        self._inbox = queue.Queue()
+        self._session = MqttSession(
+            Broker(port=port),
+            f"{name}-{next(_ids)}",
+            subscriptions=[down_topic("edge", name, "desired")],
+            on_message=lambda incoming: self._inbox.put(decode(incoming.payload)),
+        )
+
+    def __enter__(self):
+        self._session.start()
+        wait_until(lambda: self._session.is_listening, what="the board's session")
+        return self
+
+    def __exit__(self, *_):
+        self._session.stop()
+
+    def say_online(self):
+        status = encode(Status(self.name, True, BOOT, "1"))
+        assert self._session.publish(up_topic("edge", self.name, "status"), status, retain=True)
+
+    def next_with(self, release):
+        while True:
+            state = self._inbox.get(timeout=TIMEOUT_S)
+            if [model.release for model in state.models] == [release]:
+                return state
+
+
+def now_ms():
+    return time.time_ns() // 1_000_000
+
+
+def a_release(connection):
+    values = {
+        "id": 5, "model": "pump", "bundle": bytes([5]) * 32, "graph": bytes([7]) * 32,
+        "weights": bytes([8]) * 32, "state": "draft", "lineage": "{}", "figures": "{}",
+        "created_at_ms": 1, "created_by": "ann",
+    }  # fmt: skip
+    connection.execute(schema.releases.insert().values(values))
+
+
+def is_there(hub, name):
+    table = schema.devices
+    query = table.select().where(table.c.name == name, table.c.online)
+    return hub.store.database.run(lambda c: c.execute(query).first()) is not None
+
+
+def test_a_board_is_told_keeps_being_told_and_is_told_to_go_back(tmp_path, broker):
+    with Board(broker.port) as board:
+        with Running(tmp_path / "state", broker.port, "edge", {}) as hub:
+            board.say_online()
+            wait_until(lambda: is_there(hub, "press-1"), what="the board's status")
+            hub.store.database.run(a_release)
+            rollout = hub.store.database.run(
+                lambda c: start_rollout(
+                    c, 5, by="ann", now_ms=now_ms(), is_signed=lambda *_: True, waves=WAVES
+                )
+            )
+            state = board.next_with("5")
+            assert (state.device, state.revision) == ("press-1", 1)
+            assert state.models[0].bundle == bytes([5]) * 32
+        with Board(broker.port, "press-1") as late:
+            assert late.next_with("5") == state
+        with Running(tmp_path / "state", broker.port, "edge", {}) as hub:
+            assert board.next_with("5") == state
+            hub.store.database.run(lambda c: order(c, rollout, "kill", by="ann", now_ms=now_ms()))
+            assert board.next_with(SHIPPED).models[0].bundle == bytes(32)
