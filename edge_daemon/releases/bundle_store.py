@@ -107,7 +107,7 @@ class BundleStore:
         part = self.part_of(model, bundle)
         for entry in part.iterdir():
             if entry.name not in {GRAPH, WEIGHTS}:
-                _remove_now(entry)
+                remove_now(entry)
         # fsync before rename: a power cut must never leave half a bundle under its name
         for directory in (part / GRAPH, part / WEIGHTS, part):
             sync_directory(directory)
@@ -145,18 +145,19 @@ def _remove(entry: Path) -> None:
         entry.unlink(missing_ok=True)
         return
     if entry.suffix == ".gone":
-        _remove_now(entry)
+        remove_now(entry)
         return
     # Renamed first: a power cut while files go must not leave half a bundle under its name.
     gone = entry.with_name(f"{entry.name}.gone")
     if gone.exists():
-        _remove_now(gone)
+        remove_now(gone)
     entry.rename(gone)
     sync_directory(gone.parent)
-    _remove_now(gone)
+    remove_now(gone)
 
 
-def _remove_now(entry: Path) -> None:
+def remove_now(entry: Path) -> None:
+    """Remove a file, a link or a whole directory; no link is followed."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.rmtree(entry)
     else:

@@ -98,6 +98,8 @@ class FleetUpdater(Updater):
         self._time.advance(_issued(timestamp), timestamp.version)
         # Against this time the timestamp itself, the snapshot and the targets are looked at from here on.
         self._take_time()
+        if self._trusted_set.root.is_expired(self._trusted_set.reference_time):
+            raise exceptions.ExpiredMetadataError("Final root.json is expired")
 
     def _take_time(self) -> None:
         # python-tuf takes the wall clock when it is made. A board's clock may have jumped, then everything

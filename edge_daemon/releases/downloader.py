@@ -1,0 +1,240 @@
+"""A `ReleaseSource` over the hub's files: manifests first, then each file by digest.
+
+A part's digest is that of its manifest, which TUF signs (see `trust`); the manifest holds the digest and
+length of every file. So a file may come from a bundle that is on disk, as a difference against one, or from
+the hub in pieces over days: it counts when its digest is right. What was fetched of a file survives a power
+cut, and goes on by Range where the hub's file still has the same strong ETag.
+
+The network is never at fault for good: whatever fails on the way is tried again with full jitter. Content
+that has the digest that was signed and is wrong nevertheless is `Failure.INTEGRITY`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, load_bundle
+from edge_cascade.durable import crash_point
+from edge_cascade.errors import BundleError
+from edge_cascade.manifest import GraphManifest
+from edge_daemon.config import ReleasesConfig
+from edge_daemon.core.swap_events import Failure
+from edge_daemon.errors import RefusedError, ReleaseError, StoppedError
+from edge_daemon.ports import Clock, Wanted
+from edge_daemon.releases.bundle_store import BundleStore
+from edge_daemon.releases.content import bounds_problems_of, check_part, is_intact
+from edge_daemon.releases.http_fetch import HttpFleet, StatusError, UnreachableError, Wait, parse_address
+from edge_daemon.releases.limits import Hours, next_opening_s, next_pause_s, parse_hours
+from edge_daemon.releases.part_fetch import PartFetch, PausedError
+from edge_daemon.releases.trust import Trust, read_root
+
+log = logging.getLogger(__name__)
+
+TRUST: Final = ".trust"
+"""Beside the models: no model can have this name."""
+GONE: Final = frozenset({404, 410})
+
+
+class Downloader:
+    """Fetches and verifies bundles for one thread at a time. Does nothing until asked."""
+
+    def __init__(
+        self,
+        store: BundleStore,
+        trust: Trust,
+        fleet: HttpFleet,
+        *,
+        shipped: Mapping[str, Bundle],
+        wait: Wait,
+        rng: random.Random,
+        jitter_s: float = 0.0,
+        hours: Hours | None = None,
+        day_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """`day_s` says how many seconds the local day is old, for `hours`; `shipped` are the models' own."""
+        self._store = store
+        self._trust = trust
+        self._fleet = fleet
+        self._shipped = shipped
+        self._wait = wait
+        self._rng = rng
+        self._jitter_s = jitter_s
+        self._hours = hours
+        self._day_s = day_s
+        self._stop = threading.Event()
+
+    def fetch(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
+        """See `ports.ReleaseSource`."""
+        self._stop = stop
+        # So that a fleet that hears of a release at once does not come for it at once.
+        self._pause(self._rng.uniform(0.0, self._jitter_s))
+        failures = 0
+        while True:
+            self._wait_for_hours()
+            before = self._fleet.bytes_received
+            try:
+                self._fetch_once(wanted, held)
+            except PausedError:
+                continue
+            except (UnreachableError, StatusError) as error:
+                if isinstance(error, StatusError) and error.status in GONE:
+                    raise RefusedError(Failure.DOWNLOAD, str(error)) from error
+                # A connection that is cut again and again but brings something is no reason to wait longer.
+                failures = 1 if self._fleet.bytes_received > before else failures + 1
+                delay_s = next_pause_s(failures, self._rng)
+                level = logging.WARNING if failures == 1 else logging.DEBUG
+                log.log(level, "release=%s next_try_s=%.0f %s", wanted.release, delay_s, error)
+                self._pause(delay_s)
+            except OSError as error:
+                raise _disk_failure(error) from error
+            else:
+                return
+
+    def verify(self, wanted: Wanted) -> None:
+        """See `ports.ReleaseSource`.
+
+        The signatures of a bundle that was proven here before are not asked for again: a board must be able
+        to go back to what ran, whatever has expired or was withdrawn since.
+        """
+        try:
+            self._verify(wanted)
+        except OSError as error:
+            raise _disk_failure(error) from error
+        crash_point("verify.done")
+
+    def _verify(self, wanted: Wanted) -> None:
+        directory = self._store.directory_of(wanted.model, wanted.bundle)
+        is_proven = self._store.is_proven(wanted.model, wanted.bundle)
+        is_online_only = False
+        if not is_proven:
+            authorised = self._trust.authorise_from_disk(
+                wanted.model, wanted.release, wanted.graph, wanted.weights
+            )
+            is_online_only = authorised.is_online_only
+        try:
+            bundle = load_bundle(directory)
+        except BundleError as error:
+            raise RefusedError(Failure.INTEGRITY, str(error)) from error
+        if (bundle.bundle_id, bundle.graph_sha256, bundle.weights_sha256) != (
+            wanted.bundle,
+            wanted.graph,
+            wanted.weights,
+        ):
+            raise RefusedError(Failure.INTEGRITY, f"{directory}: its parts are not those that are wanted")
+        problems = _misfits(bundle.graph, wanted.model, self._shipped.get(wanted.model))
+        if is_online_only:
+            problems += bounds_problems_of(bundle, directory)
+        if problems:
+            raise RefusedError(Failure.INTEGRITY, "; ".join(problems))
+        if not is_proven:
+            self._store.prove(wanted.model, wanted.bundle)
+
+    def _fetch_once(self, wanted: Wanted, held: Sequence[Path]) -> None:
+        authorised = self._trust.authorise(wanted.model, wanted.release, wanted.graph, wanted.weights)
+        if self._store.has(wanted.model, wanted.bundle):
+            directory = self._store.directory_of(wanted.model, wanted.bundle)
+            if is_intact(directory, wanted):
+                return
+            log.warning("release=%s the copy on disk is damaged: fetched again", wanted.release)
+            self._store.drop(wanted.model, wanted.bundle)
+        part = self._store.begin(wanted.model, wanted.bundle)
+        fetch = PartFetch(self._fleet, part, held, stop=self._stop, is_open=self._is_open)
+        graph = check_part(fetch.manifest(GRAPH, wanted.graph, authorised.graph_size), GRAPH)
+        weights = check_part(fetch.manifest(WEIGHTS, wanted.weights, authorised.weights_size), WEIGHTS)
+        size_bytes = sum(entry.size_bytes for files in (graph, weights) for entry in files.values())
+        if size_bytes > wanted.size_bytes:
+            raise RefusedError(
+                Failure.DOWNLOAD,
+                f"release {wanted.release!r}: {size_bytes} bytes, only {wanted.size_bytes} were announced",
+            )
+        fetch.files(GRAPH, graph)
+        fetch.weights(wanted, weights)
+        self._store.finish(wanted.model, wanted.bundle)
+        log.info("release=%s fetched bundle=%s", wanted.release, wanted.bundle[:12])
+
+    def _is_open(self) -> bool:
+        return next_opening_s(self._hours, self._day_s()) <= 0
+
+    def _wait_for_hours(self) -> None:
+        while (delay_s := next_opening_s(self._hours, self._day_s())) > 0:
+            # In stretches: the local clock may be set meanwhile.
+            self._pause(min(delay_s, 600.0))
+
+    def _pause(self, delay_s: float) -> None:
+        if self._stop.is_set() or (delay_s > 0 and self._wait(self._stop, delay_s)):
+            raise StoppedError("stopped while waiting to fetch")
+
+
+def open_downloader(
+    config: ReleasesConfig, state_dir: Path, *, shipped: Mapping[str, Bundle], clock: Clock
+) -> tuple[BundleStore, Downloader]:
+    """What the configuration asks for, below `<state_dir>/releases`. Connects to nothing.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    root = state_dir / "releases"
+    address = parse_address(config.url, ca_file=config.ca_file, token_file=config.token_file)
+    fleet = HttpFleet(
+        address, max_bytes_per_s=config.max_kbytes_per_s * 1000, clock=clock, wait=_wait_on_event
+    )
+    store = BundleStore(root)
+    trust = Trust(root / TRUST, root=read_root(Path(config.root)), stream=stream_of(fleet), clock=clock)
+    downloader = Downloader(
+        store,
+        trust,
+        fleet,
+        shipped=shipped,
+        wait=_wait_on_event,
+        rng=random.Random(),  # noqa: S311 - spreads load, guards nothing
+        jitter_s=config.jitter_s,
+        hours=parse_hours(config.hours) if config.hours else None,
+        day_s=_local_day_s,
+    )
+    return store, downloader
+
+
+def stream_of(fleet: HttpFleet, stop: threading.Event | None = None) -> Callable[[str], Iterator[bytes]]:
+    """What `Trust` reads from. Metadata are short: they are not interrupted but by their own time limit."""
+    never = stop or threading.Event()
+
+    def stream(path: str) -> Iterator[bytes]:
+        with fleet.open(path, never) as body:
+            yield from body.chunks
+
+    return stream
+
+
+def _misfits(graph: GraphManifest, model: str, shipped: Bundle | None) -> list[str]:
+    """Why results of the new bundle would not mean what those of the shipped one mean."""
+    if graph.model != model:
+        return [f"a bundle of {graph.model!r}, wanted for {model!r}"]
+    if shipped is None:
+        return [f"no model {model!r} on this board"]
+    names = ("labels", "input_shape", "window", "wire")
+    return [
+        f"its {name} are {getattr(graph, name)}, those of the shipped bundle {getattr(shipped.graph, name)}"
+        for name in names
+        if getattr(graph, name) != getattr(shipped.graph, name)
+    ]
+
+
+def _disk_failure(error: OSError) -> ReleaseError:
+    is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return RefusedError(Failure.SPACE if is_full else Failure.DOWNLOAD, f"disk: {error}")
+
+
+def _wait_on_event(stop: threading.Event, delay_s: float) -> bool:
+    return stop.wait(delay_s)
+
+
+def _local_day_s() -> float:
+    now = time.localtime()
+    return now.tm_hour * 3600.0 + now.tm_min * 60 + now.tm_sec
