@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -125,7 +125,7 @@ class RolloutRun:
             and all(group.get(key) == value for key, value in newer.group.items())
         )
 
-    def events_of(self, fleet: Iterable[Device], newer: Iterable[RolloutState]) -> list[Event]:
+    def events_of(self, fleet: Collection[Device], newer: Iterable[RolloutState]) -> list[Event]:
         """What this rollout has not heard of the fleet; a device is of the newest rollout that takes it."""
         state = self.state
         others = [
@@ -133,7 +133,8 @@ class RolloutRun:
         ]
         if any(self.is_superseded_by(other) for other in others):
             return [Closed()]
-        events: list[Event] = []
+        gone = state.members.keys() - {device.name for device in fleet}
+        events: list[Event] = [Removed(name) for name in sorted(gone)]
         for device in fleet:
             member = state.members.get(device.name)
             if any(has(device, other.group) for other in others):

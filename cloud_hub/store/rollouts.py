@@ -201,11 +201,22 @@ def note_orders(connection: Connection, ids: Iterable[int]) -> None:
 
 
 def devices_of_fleet(connection: Connection) -> list[Device]:
-    """Every board that was ever heard of, with its labels and whether it is there, by name."""
+    """Every board that was ever heard of, with its labels and whether it is there, by name.
+
+    One whose account was revoked is no longer of the fleet.
+    """
+    accounts = schema.accounts
+    revoked = select(accounts.c.name).where(
+        accounts.c.role == "device", accounts.c.revoked_at_ms.is_not(None)
+    )
     labels: dict[str, dict[str, str]] = {}
     for device, key, value in connection.execute(select(_labels)):
         labels.setdefault(device, {})[key] = value
-    query = select(schema.devices.c.name, schema.devices.c.online).order_by(schema.devices.c.name)
+    query = (
+        select(schema.devices.c.name, schema.devices.c.online)
+        .where(schema.devices.c.name.not_in(revoked))
+        .order_by(schema.devices.c.name)
+    )
     return [
         Device(name, labels.get(name, {}), bool(online)) for name, online in connection.execute(query).all()
     ]

@@ -1,11 +1,15 @@
 """Rollouts, labels and the audit log as people see them: REST, and the commands beside a hub."""
 
 import json
+import threading
+from datetime import UTC
 
 import pytest
 
 from cloud_hub.__main__ import main
+from cloud_hub.errors import StoreUnavailableError
 from cloud_hub.rollouts import settings
+from cloud_hub.rollouts.renewal import DAY_S, LOOK_AGAIN_S, Renewal
 from cloud_hub.store.store import Store
 from tests.hub.rollouts_fleet import WELL, WORSE, Fleet
 from tests.hub.test_rest import Api
@@ -186,3 +190,27 @@ def test_a_hub_that_signs_nothing_starts_nothing(fleet, tmp_path, capsys):
     fleet.release(5)
     assert main(["rollout", "start", "5", "--config", str(config)]) == 13
     assert "release 5 is not signed" in capsys.readouterr().err
+
+
+def test_signatures_are_renewed_once_a_day_and_sooner_after_a_failure(tmp_path, caplog):
+    renewed, errors = [], [StoreUnavailableError("disk full"), RuntimeError("a fault"), None]
+
+    def renew(directory, now):
+        error = errors.pop(0)
+        if error is not None:
+            raise error
+        renewed.append((directory, now.tzinfo))
+
+    renewal = Renewal(tmp_path, renew)
+    assert renewal.take_turn() == LOOK_AGAIN_S
+    (tmp_path / "tuf").mkdir()
+    assert [renewal.take_turn() for _ in range(3)] == [LOOK_AGAIN_S, LOOK_AGAIN_S, DAY_S]
+    assert renewed == [(tmp_path / "tuf", UTC)]
+    assert "boards refuse them once they expire reason=disk full" in caplog.text
+
+
+def test_the_renewal_ends_with_the_hub(tmp_path):
+    renewal = Renewal(tmp_path)
+    renewal.start()
+    renewal.stop()
+    assert "renewal" not in {thread.name for thread in threading.enumerate()}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from cloud_hub.core.rollout.health import Health, Metric, Worse
-from cloud_hub.core.rollout.judge import JudgeRules
+from cloud_hub.core.rollout.judge import JudgeRules, Pairs
 from cloud_hub.core.rollout.state import Outcome, Phase
 from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.errors import NotFoundError, RolloutError, StoreUnavailableError
@@ -18,7 +24,7 @@ from cloud_hub.store.acts import list_acts
 from cloud_hub.store.rollouts import labels_of, new_swaps, set_labels
 from cloud_hub.store.store import Store
 from edge_cascade.messages import SHIPPED
-from tests.hub.rollouts_fleet import CALM, LIMITS, WAVES, WORSE, Fleet
+from tests.hub.rollouts_fleet import CALM, GOOD, LIMITS, WAVES, WORSE, Fleet
 
 NAMES = [f"press-{n}" for n in range(10)]
 
@@ -344,6 +350,18 @@ def test_a_board_that_joins_late_is_offered_what_was_rolled_out(store, fleet):
     assert fleet.serves["late"] == "5"
 
 
+def test_a_board_whose_account_was_revoked_is_waited_for_no_more(store, fleet):
+    account = {"name": "press-3", "role": "device", "created_at_ms": 1, "revoked_at_ms": None}
+    store.database.run(lambda c: c.execute(schema.accounts.insert().values(account)))
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    assert "press-3" in fleet.state(rollout).members
+    store.database.run(lambda c: c.execute(schema.accounts.update().values(revoked_at_ms=2)))
+    fleet.turn()
+    assert "press-3" not in fleet.state(rollout).members
+
+
 def test_what_was_measured_badly_widens_nothing_and_holds_up_no_kill(fleet):
     fleet.release(5)
     rollout = fleet.start(5)
@@ -478,3 +496,76 @@ def test_of_100_devices_with_30_percent_offline_at_any_time_all_end_on_the_relea
     fleet.turn(1)
     fleet.boards_act()
     assert set(fleet.serves.values()) == {"5"}
+
+
+class Days(RuleBasedStateMachine):
+    """Whatever happens, and wherever the hub is killed: boards are told what the state implies."""
+
+    @initialize()
+    def begin(self):
+        self.directory = tempfile.TemporaryDirectory()
+        self.store = Store(Path(self.directory.name))
+        self.store.open()
+        self.fleet = Fleet(self.store, NAMES[:6])
+        self.fleet.release(4, state="live")
+        self.fleet.release(5)
+        self.rollout = self.fleet.start(5, waves=(*WAVES[:2], Wave("all", 1.0, needs_approval=True)))
+        self.dies_after = 0
+
+    def teardown(self):
+        if hasattr(self, "store"):
+            self.store.close()
+            self.directory.cleanup()
+
+    def crash_point(self, name):
+        self.dies_after -= 1
+        if self.dies_after == 0:
+            raise KeyboardInterrupt(name)
+
+    @rule(seconds=st.sampled_from((1.0, 60.0, 150.0, 2500.0)), dies_after=st.integers(0, 2))
+    def time_passes(self, seconds, dies_after):
+        self.dies_after = dies_after
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_module, "crash_point", self.crash_point)
+            try:
+                self.fleet.turn(seconds)
+            except KeyboardInterrupt:
+                self.fleet.runner = self.fleet.new_runner()
+
+    @rule(name=st.sampled_from(NAMES[:6]), is_online=st.booleans())
+    def come_or_go(self, name, is_online):
+        self.fleet.set_online(name, is_online=is_online)
+
+    @rule(failing=st.booleans())
+    def boards_act(self, failing):
+        self.fleet.fails = {("press-1", "5")} if failing else set()
+        self.fleet.boards_act()
+
+    @rule(kind=st.sampled_from(("approve", "pause", "resume", "halt", "kill")))
+    def order(self, kind):
+        with contextlib.suppress(RolloutError):
+            self.fleet.order(self.rollout, kind)
+
+    @rule(said=st.sampled_from((GOOD, WORSE, Pairs())))
+    def measure(self, said):
+        self.fleet.evidence.said = said
+
+    @rule()
+    def restart(self):
+        self.fleet.restart()
+        state = self.fleet.state(self.rollout)
+        back = state.phase is Phase.HALTED
+        for name in NAMES[:6]:
+            wanted = self.fleet.broker.wanted(name)
+            member = state.members[name]
+            assert (wanted is not None) is member.is_offered
+            if wanted is not None:
+                assert wanted.release == ("4" if back else "5")
+                assert (wanted.audit_ppm > 0) is (state.sampling is not None)
+        mark = {"halted": "retired" if state.is_killed else "halted", "done": "live"}
+        expected = mark.get(state.phase.value, "canary" if state.wave >= 0 else "draft")
+        assert self.fleet.state_of_release(5) == expected
+
+
+TestDays = Days.TestCase
+TestDays.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
