@@ -1,4 +1,6 @@
-"""Starts the child process that trains, hears of its end, kills it. Its failure is a value, never an error.
+"""Starts a child process, hears of its end, kills it. Its failure is a value, never an error.
+
+Training runs in one, and the trial of a new bundle (`releases.trial`).
 
 The child gets an environment of its own, no descriptor but a pipe and its log, and no argument but its
 directory. It is never waited for on the thread that asks for its end.
@@ -34,11 +36,11 @@ _OWN_VARIABLES: Final = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NU
 
 
 class Running(Protocol):
-    """A training that was started."""
+    """A job that was started."""
 
     @property
     def pid(self) -> int:
-        """The process that trains."""
+        """The process that does it."""
 
     def kill(self) -> None:
         """End it at once; its end is told all the same."""
@@ -49,9 +51,16 @@ Launch = Callable[[Path, Callable[[int], None]], Running]
 
 
 class ChildProcess:
-    """One run of `training.child`; implements `Running`."""
+    """One run of a module that takes a directory and a niceness; implements `Running`."""
 
-    def __init__(self, directory: Path, on_end: Callable[[int], None], *, nice: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        on_end: Callable[[int], None],
+        *,
+        nice: int,
+        module: str = "edge_daemon.training.child",
+    ) -> None:
         """Start it. `nice`: see `child.lower_priority`.
 
         Raises:
@@ -60,7 +69,7 @@ class ChildProcess:
         self._on_end = on_end
         with (directory / LOG_FILE).open("wb") as words:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "edge_daemon.training.child", str(directory), str(nice)],
+                [sys.executable, "-I", "-m", module, str(directory), str(nice)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=words,
@@ -71,11 +80,11 @@ class ChildProcess:
                 # kernel's autogroups (sched(7)) niceness only counts within a session.
                 process_group=0,
             )
-        threading.Thread(target=self._wait, name="training-child", daemon=True).start()
+        threading.Thread(target=self._wait, name=module.rpartition(".")[2], daemon=True).start()
 
     @property
     def pid(self) -> int:
-        """The process that trains."""
+        """The process that does it."""
         return self._process.pid
 
     def kill(self) -> None:
@@ -113,11 +122,11 @@ def outcome_of(directory: Path, code: int, terms: RoundTerms) -> Result | str:
             return read_result(directory, terms)
         except (OSError, ProtocolError) as error:
             return f"the result cannot be read: {error}"
-    words = _last_words(directory / LOG_FILE)
+    words = last_words(directory / LOG_FILE)
     if code in {EXIT_FAILED, EXIT_DIVERGED}:
         return words or "the child said nothing"
     if code < 0:
-        return f"the child was ended by {_signal_name(-code)}"
+        return f"the child was ended by {signal_name(-code)}"
     return f"the child ended with {code}: {words}"
 
 
@@ -126,7 +135,8 @@ def _environment() -> dict[str, str]:
     return {**kept, **_OWN_VARIABLES}
 
 
-def _last_words(path: Path) -> str:
+def last_words(path: Path) -> str:
+    """The last line that a child said on stderr; empty where it said none."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -137,7 +147,8 @@ def _last_words(path: Path) -> str:
     return lines[-1][:_LONGEST_WORDS] if lines else ""
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """`SIGSEGV`, say."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,0 +1,189 @@
+"""Tries a bundle in a child process before it may answer: golden outputs, latency, memory. Blocks its thread.
+
+With a bundle to compare with there are two children: one that weighs the old bundle, one that tries the new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Final, Literal
+
+import msgspec
+
+from edge_cascade.durable import crash_point
+from edge_daemon.core.swap_events import Failure
+from edge_daemon.errors import RefusedError, StoppedError
+from edge_daemon.releases.trial_child import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_MEMORY,
+    JOB_FILE,
+    RESULT_FILE,
+    TrialJob,
+    TrialResult,
+)
+from edge_daemon.training.job import LOG_FILE
+from edge_daemon.training.supervisor import (
+    ChildProcess,
+    Launch,
+    last_words,
+    make_job_directory,
+    remove_jobs,
+    signal_name,
+)
+
+CHILD_MODULE: Final = "edge_daemon.releases.trial_child"
+MAX_RESULT_BYTES: Final = 2**20
+_LOOK_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class TrialLimits:
+    """What a new bundle may take of the old one's time and memory, and how long a child may run at all."""
+
+    max_latency_factor: float = 1.5
+    max_memory_factor: float = 1.5
+    max_memory_bytes: int = 2**31
+    max_trial_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class TriedAs:
+    """How a model is served: see `ModelConfig`."""
+
+    plan: str | None = None
+    point: int | None = None
+    runtime: Literal["onnxruntime", "litert"] = "onnxruntime"
+
+
+launch_trial: Launch = partial(ChildProcess, nice=0, module=CHILD_MODULE)
+
+
+class Trial:
+    """Runs trials, one at a time, in directories below `parent`."""
+
+    def __init__(self, parent: Path, limits: TrialLimits, *, launch: Launch = launch_trial) -> None:
+        self._parent = parent
+        self._limits = limits
+        self._launch = launch
+
+    def clear(self) -> None:
+        """Remove what trials of an earlier start have left."""
+        remove_jobs(self._parent)
+
+    def run(self, bundle: Path, against: Path | None, how: TriedAs, stop: threading.Event) -> TrialResult:
+        """Try the bundle in a directory. Blocks.
+
+        Raises:
+            RefusedError: what speaks against it.
+            StoppedError: `stop` was set; the child is gone.
+            OSError: when no child can be started, which is none of the bundle's fault.
+        """
+        limits = self._limits
+        weighed = None
+        if against is not None:
+            # The old one failing here says nothing against the new.
+            with contextlib.suppress(RefusedError):
+                weighed = self._child(against, None, how, stop)
+        crash_point("swap.trial")
+        result = self._child(bundle, against if weighed is not None else None, how, stop)
+        for precision, deviation in result.deviation.items():
+            if deviation is None or deviation > result.tolerance[precision]:
+                far = "NaN" if deviation is None else f"{deviation:.4f}"
+                raise RefusedError(
+                    Failure.GOLDEN,
+                    f"{precision} deviates by {far} from the golden outputs, "
+                    f"{result.tolerance[precision]:.4f} is tolerated",
+                )
+        if weighed is None or result.against_seconds is None:
+            return result
+        if result.seconds > result.against_seconds * limits.max_latency_factor:
+            raise RefusedError(
+                Failure.LATENCY,
+                f"{result.seconds * 1e6:.0f} us a sample, {result.against_seconds * 1e6:.0f} us before",
+            )
+        if result.peak_bytes > weighed.peak_bytes * limits.max_memory_factor:
+            raise RefusedError(
+                Failure.MEMORY,
+                f"{result.peak_bytes // 2**20} MiB at most, {weighed.peak_bytes // 2**20} MiB before",
+            )
+        return result
+
+    def _child(self, bundle: Path, against: Path | None, how: TriedAs, stop: threading.Event) -> TrialResult:
+        directory = make_job_directory(self._parent)
+        try:
+            job = TrialJob(
+                bundle=str(bundle.absolute()),
+                against=None if against is None else str(against.absolute()),
+                plan=how.plan,
+                point=how.point,
+                runtime=how.runtime,
+                max_memory_bytes=self._limits.max_memory_bytes,
+                max_seconds=int(self._limits.max_trial_s) + 1,
+            )
+            (directory / JOB_FILE).write_bytes(msgspec.json.encode(job))
+            return _result(directory, self._wait(directory, stop))
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _wait(self, directory: Path, stop: threading.Event) -> int:
+        """The child's return code."""
+        codes: SimpleQueue[int] = SimpleQueue()
+        running = self._launch(directory, codes.put)
+        left_s = self._limits.max_trial_s
+        while True:
+            try:
+                return codes.get(timeout=min(_LOOK_S, max(left_s, 0.0)))
+            except Empty:
+                left_s -= _LOOK_S
+            if stop.is_set() or left_s <= 0:
+                running.kill()
+                codes.get()
+                if stop.is_set():
+                    raise StoppedError("the trial was stopped")
+                raise RefusedError(
+                    Failure.LATENCY, f"its trial did not end within {self._limits.max_trial_s:.0f} s"
+                )
+
+
+def read_result(directory: Path) -> TrialResult | None:
+    """What a child that ended well has left; None for anything else."""
+    try:
+        with (directory / RESULT_FILE).open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_RESULT_BYTES), type=TrialResult)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _result(directory: Path, code: int) -> TrialResult:
+    words = last_words(directory / LOG_FILE)
+    if code == EXIT_DONE:
+        result = read_result(directory)
+        if result is None:
+            raise RefusedError(Failure.CRASH, "its trial left no result")
+        return result
+    raise RefusedError(*_refusal(code, words))
+
+
+_FAILURES: Final[dict[int, Failure]] = {
+    EXIT_FAILED: Failure.LOAD,
+    EXIT_MEMORY: Failure.MEMORY,
+    # Nobody but the kernel does this, and it does so when memory is short.
+    -signal.SIGKILL: Failure.MEMORY,
+    -signal.SIGXCPU: Failure.LATENCY,
+}
+
+
+def _refusal(code: int, words: str) -> tuple[Failure, str]:
+    said = words if code >= 0 else f"its trial was ended by {signal_name(-code)}: {words}"
+    if "alloc" in words:
+        # `std::bad_alloc` and OpenBLAS end the process by themselves.
+        return Failure.MEMORY, said
+    return _FAILURES.get(code, Failure.CRASH), said
