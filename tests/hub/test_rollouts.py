@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from cloud_hub.core.rollout.health import Health, Metric, Worse
 from cloud_hub.core.rollout.judge import JudgeRules, Pairs
-from cloud_hub.core.rollout.state import Outcome, Phase
+from cloud_hub.core.rollout.state import Outcome, Phase, RolloutLimits
 from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.errors import NotFoundError, RolloutError, StoreUnavailableError
 from cloud_hub.rollouts import run as run_module
@@ -455,6 +455,15 @@ def test_a_plan_is_read_from_toml_or_json(tmp_path):
     path.write_text('{"waves": [{"name": "most", "share": 0.9}]}')
     with pytest.raises(RolloutError, match=r"plan\.json: waves: the last, 'most', must have share 1\.0"):
         read_plan(path)
+
+
+def test_the_plan_in_the_documentation_is_one(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/rollouts.md").read_text(encoding="utf-8")
+    path = tmp_path / "plan.toml"
+    path.write_text(text.partition("```toml\n")[2].partition("```")[0])
+    plan = read_plan(path)
+    assert [wave.name for wave in plan.waves] == ["canary", "all"]
+    assert plan.limits == RolloutLimits()
 
 
 def test_labels_are_set_and_taken_away(fleet):
