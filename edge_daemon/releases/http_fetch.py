@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -134,16 +134,15 @@ class HttpFleet:
         headers = {"Accept-Encoding": "identity", "Connection": "close", **self._credentials()}
         if start and etag:
             headers |= {"Range": f"bytes={start}-", "If-Range": etag}
-        connection = self._connection()
-        try:
+        with closing(self._connection()) as connection:
             with _network_errors(path):
                 connection.request("GET", f"{self._address.path}/{path}", headers=headers)
                 response = connection.getresponse()
-            if response.status not in {http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT}:
-                raise StatusError(path, response.status)
-            yield self._body(path, response, stop)
-        finally:
-            connection.close()
+            # An answer that ends its connection owns the socket.
+            with closing(response):
+                if response.status not in {http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT}:
+                    raise StatusError(path, response.status)
+                yield self._body(path, response, stop)
 
     def _body(self, path: str, response: http.client.HTTPResponse, stop: threading.Event) -> Body:
         start = 0

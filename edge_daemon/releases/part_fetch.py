@@ -118,13 +118,13 @@ class PartFetch:
 
     def _difference(self, wanted: Wanted, entry: FileEntry) -> None:
         """Try to make the weights from those of a bundle on disk; whatever goes wrong, the file will do."""
-        from edge_cascade.weights_delta import apply_weights
-
         for bundle, _ in self._held:
             manifest = read_regular(bundle / WEIGHTS / MANIFEST, MAX_FILE_BYTES)
             old = read_regular(bundle / WEIGHTS / WEIGHTS_BLOB, MAX_FILE_BYTES)
             if manifest is None or old is None:
                 continue
+            from edge_cascade.weights_delta import apply_weights
+
             held = hashlib.sha256(manifest).hexdigest()
             try:
                 delta = self._read(f"{DELTAS_PATH}/{wanted.model}/{held}/{wanted.weights}", entry.size_bytes)

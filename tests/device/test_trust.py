@@ -307,7 +307,7 @@ def test_a_stolen_timestamp_key_that_says_the_year_3000_is_forgotten_with_the_ke
     board.fleet.timestamp.version += 1
     board.fleet.now = NOON.replace(year=2999)
     board.fleet.publish_timestamp()
-    assert board.refusal() == "freeze: snapshot.json is expired"
+    assert board.refusal() == "expired metadata: Final root.json is expired"
     board.fleet.rotate("timestamp")
     board.fleet.rotate("snapshot")
     board.fleet.renew(NOON)
