@@ -16,7 +16,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -137,7 +137,9 @@ class Downloader:
             self._store.prove(wanted.model, wanted.bundle)
 
     def _fetch_once(self, wanted: Wanted, held: Sequence[Path]) -> None:
-        authorised = self._trust.authorise(wanted.model, wanted.release, wanted.graph, wanted.weights)
+        authorised = self._trust.authorise(
+            wanted.model, wanted.release, wanted.graph, wanted.weights, self._stop
+        )
         if self._store.has(wanted.model, wanted.bundle):
             directory = self._store.directory_of(wanted.model, wanted.bundle)
             if is_intact(directory, wanted):
@@ -186,7 +188,7 @@ def open_downloader(
         address, max_bytes_per_s=config.max_kbytes_per_s * 1000, clock=clock, wait=_wait_on_event
     )
     store = BundleStore(root)
-    trust = Trust(root / TRUST, root=read_root(Path(config.root)), stream=stream_of(fleet), clock=clock)
+    trust = Trust(root / TRUST, root=read_root(Path(config.root)), stream=fleet.stream, clock=clock)
     downloader = Downloader(
         store,
         trust,
@@ -199,17 +201,6 @@ def open_downloader(
         day_s=_local_day_s,
     )
     return store, downloader
-
-
-def stream_of(fleet: HttpFleet, stop: threading.Event | None = None) -> Callable[[str], Iterator[bytes]]:
-    """What `Trust` reads from. Metadata are short: they are not interrupted but by their own time limit."""
-    never = stop or threading.Event()
-
-    def stream(path: str) -> Iterator[bytes]:
-        with fleet.open(path, never) as body:
-            yield from body.chunks
-
-    return stream
 
 
 def _misfits(graph: GraphManifest, model: str, shipped: Bundle | None) -> list[str]:

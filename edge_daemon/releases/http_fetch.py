@@ -144,6 +144,11 @@ class HttpFleet:
                     raise StatusError(path, response.status)
                 yield self._body(path, response, stop)
 
+    def stream(self, path: str, stop: threading.Event) -> Iterator[bytes]:
+        """The whole of `path`, piece by piece. Raises as `open`."""
+        with self.open(path, stop) as body:
+            yield from body.chunks
+
     def _body(self, path: str, response: http.client.HTTPResponse, stop: threading.Event) -> Body:
         start = 0
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:

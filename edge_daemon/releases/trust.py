@@ -11,7 +11,8 @@ it, its graph part too. Else a stolen online key could set new numbers on top of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from edge_daemon.releases.tuf_client import FleetUpdater, Stream
 
 MAX_POLICY_BYTES: Final = 65536
+StoppableStream = Callable[[str, threading.Event], Iterator[bytes]]
 _TIME_FILE: Final = "trusted_time.json"
 _POLICY_FILE: Final = "policy.json"
 
@@ -59,20 +61,23 @@ class Authorised:
 class Trust:
     """The metadata of one hub in `directory`, from the trust root in `root`. One thread at a time."""
 
-    def __init__(self, directory: Path, *, root: bytes, stream: Stream, clock: Clock) -> None:
+    def __init__(self, directory: Path, *, root: bytes, stream: StoppableStream, clock: Clock) -> None:
         self._directory = directory
         self._root = root
         self._stream = stream
         self._time = TrustedTime(directory / _TIME_FILE, clock)
 
-    def authorise(self, model: str, release: str, graph: str, weights: str) -> Authorised:
+    def authorise(
+        self, model: str, release: str, graph: str, weights: str, stop: threading.Event
+    ) -> Authorised:
         """Ask the hub for its newest metadata, and look both parts (digests in hex) up in them.
 
         Raises:
             RefusedError: DOWNLOAD, naming the attack or who did not sign: tomorrow it may be otherwise.
             UnreachableError: the hub is away.
+            StoppedError: `stop` was set.
         """
-        return self._authorise(self._stream, model, release, graph, weights)
+        return self._authorise(lambda path: self._stream(path, stop), model, release, graph, weights)
 
     def authorise_from_disk(self, model: str, release: str, graph: str, weights: str) -> Authorised:
         """The same by the metadata that are on this board already.

@@ -25,7 +25,7 @@ from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import ConfigError, RefusedError, StoppedError
 from edge_daemon.ports import Wanted
 from edge_daemon.releases.bundle_store import BundleStore
-from edge_daemon.releases.downloader import Downloader, open_downloader, stream_of
+from edge_daemon.releases.downloader import Downloader, open_downloader
 from edge_daemon.releases.http_fetch import HttpFleet, UnreachableError, parse_address
 from edge_daemon.releases.limits import (
     LONGEST_PAUSE_S,
@@ -78,9 +78,7 @@ class Board:
     def restart(self):
         address = parse_address(self.server.url, ca_file=None, token_file=None)
         http = HttpFleet(address, max_bytes_per_s=self.kbytes_per_s * 1000, clock=self.clock, wait=self.wait)
-        trust = Trust(
-            self.root / ".trust", root=self.fleet.first_root, stream=stream_of(http), clock=self.clock
-        )
+        trust = Trust(self.root / ".trust", root=self.fleet.first_root, stream=http.stream, clock=self.clock)
         self.downloader = Downloader(
             self.store,
             trust,

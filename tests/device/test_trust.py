@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 
 import msgspec
 import pytest
@@ -41,12 +42,12 @@ class Board:
             clock=self.clock,
         )
 
-    def _stream(self, path):
+    def _stream(self, path, stop):
         # Looked up anew: tests put another one into the fleet.
         yield from self.fleet.stream(path)
 
     def ask(self, graph=GRAPH, weights=WEIGHTS, model="tiny"):
-        return self.trust.authorise(model, "r1", sha256(graph), sha256(weights))
+        return self.trust.authorise(model, "r1", sha256(graph), sha256(weights), threading.Event())
 
     def refusal(self, **asked):
         with pytest.raises(RefusedError) as caught:
