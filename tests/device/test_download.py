@@ -454,6 +454,38 @@ def test_killed_anywhere_the_next_process_ends_with_the_whole_bundle(
     assert [path.name for path in board.directory(wanted).parent.iterdir()] == [wanted.bundle]
 
 
+def test_everything_is_fsynced_before_it_has_its_name(board, better_dir, monkeypatch):
+    wanted = board.offer(better_dir)
+    synced = {}
+    real_sync, real_rename = os.fsync, Path.rename
+    renamed = []
+
+    def sync(descriptor):
+        status = os.fstat(descriptor)
+        synced[status.st_ino] = status.st_size
+        real_sync(descriptor)
+
+    def rename(path, target):
+        if path.name.endswith(".part"):
+            # With the power cut here and all that was not synced dropped, this is what would be left.
+            renamed.extend(
+                (each.name, each.is_dir() or synced.get(each.stat().st_ino) == each.stat().st_size)
+                for each in (path, *path.rglob("*"))
+                if not each.is_dir() or each.stat().st_ino in synced
+            )
+            synced.clear()
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    board.fetch(wanted)
+    names = [name for name, _ in renamed]
+    assert all(is_synced for _, is_synced in renamed)
+    assert {"graph", "weights", f"{wanted.bundle}.part"} <= set(names)
+    assert len(names) == 3 + len(files_below(better_dir))
+    assert board.directory(wanted).parent.stat().st_ino in synced
+
+
 # --- politeness
 
 

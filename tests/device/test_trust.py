@@ -1,6 +1,8 @@
 """The attacks of the TUF specification, section 1.5.2, and ours: each is refused by its name."""
 
+import contextlib
 import json
+import random
 import re
 import threading
 
@@ -443,3 +445,37 @@ def test_the_root_of_the_configuration_is_one_or_said_to_be_none(tmp_path):
         read_root(path)
     path.write_bytes(SignedFleet().first_root)
     assert read_root(path) == path.read_bytes()
+
+
+NASTY = [
+    b"[" * 100_000,
+    b'{"signed": ' * 5000,
+    b'{"signed": {"_type": "timestamp", "version": ' + b"9" * 5000 + b"}}",
+    b'{"signatures": [], "signed": {"_type": "timestamp", "version": 1e999, "x": NaN}}',
+    b'{"signatures": [{"keyid": "x", "sig": "zz"}], "signed": {"_type": "root"}}',
+    b"\x00" * 16000,
+]
+
+
+@pytest.mark.parametrize("content", NASTY, ids=range(len(NASTY)))
+@pytest.mark.parametrize("name", ["timestamp", "2.root"])
+def test_nasty_json_is_refused_like_any_other(board, name, content):
+    board.fleet.files[name] = content
+    assert re.match("malformed metadata|endless data", board.refusal())
+
+
+@pytest.mark.parametrize("name", ["timestamp", "2.snapshot", "2.targets", f"2.{ONLINE_ROLE}", "2.root"])
+def test_a_spoiled_byte_anywhere_is_refused_or_changes_nothing(board, tmp_path, name):
+    rng = random.Random(11)
+    board.fleet.rotate("snapshot")
+    board.fleet.targets.version = board.fleet.online.version = board.fleet.snapshot.version = 1
+    board.fleet.renew()
+    good = board.fleet.files[name]
+    for number in range(60):
+        content = bytearray(good)
+        for _ in range(rng.choice([1, 1, 3])):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        board.fleet.files[name] = bytes(content)
+        other = Board(board.fleet, tmp_path / str(number))
+        with contextlib.suppress(RefusedError):
+            assert other.ask() == ONLINE_ONLY
