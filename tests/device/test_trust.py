@@ -4,6 +4,8 @@ import contextlib
 import json
 import random
 import re
+import subprocess
+import sys
 import threading
 
 import msgspec
@@ -479,3 +481,8 @@ def test_a_spoiled_byte_anywhere_is_refused_or_changes_nothing(board, tmp_path, 
         other = Board(board.fleet, tmp_path / str(number))
         with contextlib.suppress(RefusedError):
             assert other.ask() == ONLINE_ONLY
+
+
+def test_who_wants_no_releases_pays_for_no_signatures():
+    code = "import sys, edge_daemon.releases.downloader; sys.exit(bool({'tuf', 'cryptography'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
