@@ -27,6 +27,7 @@ from cloud_hub.core.rollout.judge import DriftHint, JudgeRules, Pairs, decide_qu
 from cloud_hub.core.rollout.rollout import next_due_s, next_state, rules_of
 from cloud_hub.core.rollout.state import Phase, RolloutState, noted
 from cloud_hub.core.rollout.waves import Device, has, may_overlap
+from cloud_hub.errors import HubError
 from cloud_hub.rollouts.effects import carry_out
 from cloud_hub.rollouts.ports import Evidence
 from cloud_hub.store.database import Database
@@ -177,7 +178,8 @@ class RolloutRun:
         error = done.exception()
         if error is not None:
             # Nothing is widened for want of evidence; what is wrong with it must not hold up a kill.
-            log.warning("no evidence rollout=%s reason=%s", self.state.id, error, exc_info=error)
+            fault = None if isinstance(error, HubError) else error
+            log.warning("no evidence rollout=%s reason=%s", self.state.id, error, exc_info=fault)
             return frozenset()
         return self._hear(done.result(), now_s=now_s)
 
