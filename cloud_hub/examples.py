@@ -155,7 +155,7 @@ def joined_cases(model: HubModel, pages: Sequence[LabelledCases]) -> LabelledCas
 
 def _read_page(blobs: Blobs, model: HubModel, rows: Sequence[RowMapping]) -> LabelledCases:
     classes = len(model.labels)
-    tensors = _read_tensors(blobs, rows)
+    tensors = read_tensors(blobs, rows)
     kept: list[RowMapping] = []
     samples: list[NDArray[np.float32]] = []
     for row in rows:
@@ -194,7 +194,7 @@ def _model_label(row: RowMapping, model: HubModel) -> int:
     return int(said) if is_ours else UNKNOWN
 
 
-def _read_tensors(blobs: Blobs, rows: Sequence[RowMapping]) -> dict[int, NDArray[np.float32]]:
+def read_tensors(blobs: Blobs, rows: Sequence[RowMapping]) -> dict[int, NDArray[np.float32]]:
     """Tensors by case id, without those that are damaged or missing."""
     found: dict[int, NDArray[np.float32]] = {}
     for span in _spans(rows):
