@@ -75,6 +75,7 @@ class Ingest:
         on_cases: Callable[[], None] = lambda: None,
         on_online: Callable[[frozenset[str]], None] = lambda _: None,
         on_updates: Callable[[], None] = lambda: None,
+        on_swaps: Callable[[], None] = lambda: None,
         on_base_request: Callable[[BaseRequest], None] = lambda _: None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -86,6 +87,7 @@ class Ingest:
         self._on_cases = on_cases
         self._on_online = on_online
         self._on_updates = on_updates
+        self._on_swaps = on_swaps
         self._on_base_request = on_base_request
         self._clock_ms = clock_ms
         # The kinds are counters' names: few, and chosen by us.
@@ -168,6 +170,8 @@ class Ingest:
             self._on_cases()
         if any(delivery.update is not None for delivery in group):
             self._on_updates()
+        if any(delivery.swap is not None for delivery in group):
+            self._on_swaps()
         if committed.came_online:
             self._on_online(committed.came_online)
         for delivery in group:
@@ -229,7 +233,7 @@ def _strip(delivery: Delivery, why: str) -> None:
     """Leave nothing of a delivery but its refusal, which any store takes."""
     delivery.cases.clear()
     delivery.rejected.clear()
-    delivery.update = delivery.report = delivery.status = None
+    delivery.update = delivery.report = delivery.status = delivery.swap = delivery.shadow = None
     delivery.receipts = ()
     delivery.base_request = None
     delivery.refused = why
@@ -248,7 +252,7 @@ def acks_of(group: Sequence[Delivery], committed: Committed, prefix: str) -> Ite
         if delivery.refused is not None:
             answers.refused.append(Refusal(delivery.frame_digest, delivery.refused[:160]))
         items = [case.item for case in delivery.cases]
-        items += [one.item for one in (delivery.update, delivery.report) if one is not None]
+        items += delivery.single_items
         for item in items:
             if item in fresh:
                 fresh.discard(item)

@@ -16,6 +16,8 @@ from cloud_hub.core.admission import (
     Shape,
     admit_base_request,
     admit_batch,
+    admit_shadow,
+    admit_swap,
     admit_update,
     check_text,
 )
@@ -31,7 +33,9 @@ from edge_cascade.messages import (
     Message,
     Receipts,
     Report,
+    ShadowReport,
     Status,
+    SwapReport,
 )
 from edge_cascade.topics import Topic, parse_topic
 
@@ -166,6 +170,14 @@ class Reader:
                     message.daemon_version,
                     tuple(message.models),
                 )
+            case SwapReport():
+                _check_sender(topic, message.device)
+                delivery.boot = message.boot
+                delivery.swap = admit_swap(message)
+            case ShadowReport():
+                _check_sender(topic, message.device)
+                delivery.boot = message.boot
+                delivery.shadow = admit_shadow(message)
             case BaseRequest():
                 _check_sender(topic, message.device)
                 delivery.base_request = admit_base_request(message)

@@ -24,7 +24,9 @@ from edge_cascade.messages import (
     Receipts,
     Report,
     RoundOffer,
+    ShadowReport,
     Status,
+    SwapReport,
     TrainingBase,
     VerdictBatch,
 )
@@ -42,14 +44,14 @@ CHANNELS: dict[str, tuple[tuple[type[Message], ...], bool]] = {
     "cases": ((CaseBatch, Chunk), False),
     "update": ((ClientUpdate, Chunk), False),
     "status": ((Status,), True),
-    "telemetry": ((Report, Receipts, BaseRequest, Chunk), False),
+    "telemetry": ((Report, SwapReport, ShadowReport, Receipts, BaseRequest, Chunk), False),
     "acks": ((Acks,), False),
     "verdicts": ((VerdictBatch,), False),
     "desired": ((DesiredState,), True),
     "round": ((RoundOffer, TrainingBase, Chunk), True),
 }
 # In the protocol, but this version sends none of them.
-NOT_YET: tuple[type[Message], ...] = (DesiredState,)
+NOT_YET: tuple[type[Message], ...] = ()
 
 HEAD = "# Written by docs/make_asyncapi.py from the message types. Do not edit; run it again.\n"
 

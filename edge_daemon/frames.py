@@ -7,14 +7,24 @@ from typing import Final, assert_never
 
 import msgspec
 
-from edge_cascade.messages import Case, CaseBatch, ClientUpdate, Message, Report
-from edge_daemon.core.spooling import Batch, BatchKey, ItemKind
+from edge_cascade.messages import (
+    Case,
+    CaseBatch,
+    ClientUpdate,
+    Message,
+    Report,
+    ShadowReport,
+    SwapReport,
+)
+from edge_daemon.core.spooling import SHADOW_PLAN, SWAP_PLAN, Batch, BatchKey, ItemKind
 
-Item = Case | ClientUpdate | Report
+Item = Case | ClientUpdate | Report | SwapReport | ShadowReport
 
 _decode_case: Final = msgspec.msgpack.Decoder(Case).decode
 _decode_update: Final = msgspec.msgpack.Decoder(ClientUpdate).decode
 _decode_report: Final = msgspec.msgpack.Decoder(Report).decode
+_decode_swap: Final = msgspec.msgpack.Decoder(SwapReport).decode
+_decode_shadow: Final = msgspec.msgpack.Decoder(ShadowReport).decode
 
 
 def decode_batch(batch: Batch) -> tuple[dict[int, Item], list[int]]:
@@ -23,7 +33,7 @@ def decode_batch(batch: Batch) -> tuple[dict[int, Item], list[int]]:
     damaged: list[int] = []
     for seq, body in batch.bodies.items():
         try:
-            items[seq] = _decode_body(batch.key.kind, body)
+            items[seq] = _decode_body(batch.key, body)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             damaged.append(seq)
     return items, damaged
@@ -36,16 +46,20 @@ def message_of(device: str, key: BatchKey, items: Sequence[Item]) -> Message:
         assert len(cases) == len(items)
         return CaseBatch(device, key.boot, key.model, key.bundle, key.plan, cases)
     (message,) = items
-    assert isinstance(message, (ClientUpdate, Report))
+    assert isinstance(message, (ClientUpdate, Report, SwapReport, ShadowReport))
     return message
 
 
-def _decode_body(kind: ItemKind, body: bytes) -> Item:
-    match kind:
+def _decode_body(key: BatchKey, body: bytes) -> Item:
+    match key.kind:
         case ItemKind.CASE:
             return _decode_case(body)
         case ItemKind.UPDATE:
             return _decode_update(body)
+        case ItemKind.REPORT if key.plan == SWAP_PLAN:
+            return _decode_swap(body)
+        case ItemKind.REPORT if key.plan == SHADOW_PLAN:
+            return _decode_shadow(body)
         case ItemKind.REPORT:
             return _decode_report(body)
-    assert_never(kind)
+    assert_never(key.kind)

@@ -28,6 +28,7 @@ from edge_cascade.messages import (
     ClientUpdate,
     DesiredModel,
     DesiredState,
+    DifferingPair,
     Reason,
     Receipt,
     Receipts,
@@ -37,8 +38,11 @@ from edge_cascade.messages import (
     RoundOffer,
     RoundTerms,
     RunningModel,
+    ShadowReport,
+    ShadowScene,
     Source,
     Status,
+    SwapReport,
     TrainingBase,
     Use,
     Verdict,
@@ -89,6 +93,8 @@ MESSAGES = [
     RoundOffer(encode_terms(TERMS), bytes(64), 3600),
     BaseRequest("press-3", "demo", DIGEST, bytes(32)),
     TrainingBase("demo", DIGEST, bytes(32), [b"step"]),
+    SwapReport("press-3", BOOT, 8, 1763683200000, "demo", "7", DIGEST, DIGEST, "golden", "0.2 off"),
+    ShadowReport("press-3", BOOT, 9, "demo", DIGEST, DIGEST, [ShadowScene("s", 5, [DifferingPair(3, 1, 2)])]),
     ClientUpdate("press-3", BOOT, 8, "demo", "round-1", DIGEST, 120, "int8", b"delta"),
     Chunk(DIGEST, 0, 2, 200, b"half"),
 ]
@@ -136,7 +142,7 @@ class TestProtocol:
     def test_a_field_with_a_default_says_so_and_no_other_does(self, kind):
         table = {row[1].strip("`"): row[-1] for row in fields_of(kind)}
         defaults = {field.name for field in msgspec.structs.fields(kind) if not field.required}
-        assert {name for name, meaning in table.items() if "default empty" in meaning} == defaults
+        assert {name for name, meaning in table.items() if "default " in meaning} == defaults
 
     def test_every_kind_byte_is_named(self):
         table = section(PROTOCOL, "Frame")

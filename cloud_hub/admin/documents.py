@@ -14,7 +14,7 @@ from edge_cascade.messages import Reason, Source, Use, unpack_exits, unpack_prob
 
 MAX_PAGE: Final = 500
 
-ReasonName = Literal["unsure", "audit", "unsure_and_audit", "failed"]
+ReasonName = Literal["unsure", "audit", "unsure_and_audit", "failed", "shadow"]
 SourceName = Literal["model", "human"]
 UseName = Literal["train", "holdout"]
 StateName = Literal["pending", "answered", "failed"]
@@ -330,6 +330,7 @@ _REASONS: dict[Reason, ReasonName] = {
     Reason.AUDIT: "audit",
     Reason.UNSURE_AND_AUDIT: "unsure_and_audit",
     Reason.FAILED: "failed",
+    Reason.SHADOW: "shadow",
 }
 _SOURCES: dict[Source, SourceName] = {Source.MODEL: "model", Source.HUMAN: "human"}
 _USES: dict[Use, UseName] = {Use.TRAIN: "train", Use.HOLDOUT: "holdout"}

@@ -11,7 +11,16 @@ from cloud_hub.core.delivery import Delivery, NewCase, NewUpdate
 from cloud_hub.core.holdout import decide_use
 from edge_cascade.errors import ProtocolError
 from edge_cascade.gate import Exit, select_most_reliable
-from edge_cascade.messages import BaseRequest, Case, CaseBatch, ClientUpdate, Reason, unpack_exits
+from edge_cascade.messages import (
+    BaseRequest,
+    Case,
+    CaseBatch,
+    ClientUpdate,
+    Reason,
+    ShadowReport,
+    SwapReport,
+    unpack_exits,
+)
 from edge_cascade.tensors import decode_tensor
 
 # What a bundle's manifest may call a model: a name outside it will never be a known model.
@@ -116,6 +125,32 @@ def admit_base_request(request: BaseRequest) -> BaseRequest:
     """
     _check_model_name(request.model)
     return request
+
+
+def admit_swap(report: SwapReport) -> SwapReport:
+    """The report, if it can be kept.
+
+    Raises:
+        RejectedError: when it names no possible model, or holds what no text may.
+    """
+    _check_model_name(report.model)
+    for what, text in (("release", report.release), ("failure", report.failure), ("detail", report.detail)):
+        check_text(what, text)
+    return report
+
+
+def admit_shadow(report: ShadowReport) -> ShadowReport:
+    """The report, if it can be kept.
+
+    Raises:
+        RejectedError: when it names no possible model or sensor, or more pairs differ than there are.
+    """
+    _check_model_name(report.model)
+    for scene in report.scenes:
+        check_text("sensor", scene.sensor)
+        if len(scene.differing) > scene.pairs:
+            raise RejectedError("pairs", f"{len(scene.differing)} of {scene.pairs} pairs differ")
+    return report
 
 
 def device_label(exits: tuple[Exit, ...], case: Case) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from edge_cascade.messages import BaseRequest, Reason, Receipt, RunningModel, Use
+from edge_cascade.messages import BaseRequest, Reason, Receipt, RunningModel, ShadowReport, SwapReport, Use
 
 ItemId = tuple[str, bytes, int]
 """Device, boot, seq: what a device's spool knows an item by."""
@@ -101,9 +101,18 @@ class Delivery:
     report: NewReport | None = None
     status: NewStatus | None = None
     receipts: tuple[Receipt, ...] = ()
+    swap: SwapReport | None = None
+    shadow: ShadowReport | None = None
     base_request: BaseRequest | None = None
     """Not kept: its board asks again until it has an answer."""
     counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def single_items(self) -> list[ItemId]:
+        """What the frame brought that is no case, as the device's spool knows it."""
+        items = [one.item for one in (self.update, self.report) if one is not None]
+        items += [(one.device, one.boot, one.seq) for one in (self.swap, self.shadow) if one is not None]
+        return items
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from cloud_hub.store import schema
 from cloud_hub.store.blobs import Blobs, FolderBlobs
 from cloud_hub.store.database import Database
 from cloud_hub.store.deliveries import Place
+from cloud_hub.store.release_reports import insert_release_reports
 from cloud_hub.store.verdicts import send_everything_again
 from edge_cascade.durable import crash_point
 from edge_cascade.tensors import deflate_bytes, inflate_bytes
@@ -127,8 +128,9 @@ class Store:
             )
             reports, came_online = sql.apply_devices(connection, deliveries, now_ms=now_ms)
             sql.apply_receipts(connection, deliveries)
+            reports |= insert_release_reports(connection, deliveries, now_ms=now_ms)
             fresh = frozenset(cases) | {new.item for new in updates.values()} | reports
-            asked = sum(len(d.cases) + (d.update is not None) + (d.report is not None) for d in deliveries)
+            asked = sum(len(d.cases) + len(d.single_items) for d in deliveries)
             counts["reports"] += len(reports)
             counts["duplicates"] += asked - len(fresh)
             schema.add_to_counters(connection, {key: value for key, value in counts.items() if value})

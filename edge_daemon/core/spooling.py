@@ -15,10 +15,23 @@ from typing import Final
 
 import msgspec
 
-from edge_cascade.messages import BOOT_BYTES, DIGEST_BYTES, Case, ClientUpdate, Reason, Report
+from edge_cascade.messages import (
+    BOOT_BYTES,
+    DIGEST_BYTES,
+    Case,
+    ClientUpdate,
+    Reason,
+    Report,
+    ShadowReport,
+    SwapReport,
+)
 
 ROW_OVERHEAD_BYTES: Final = 64
 """What a row takes beside its body: its other columns, two index entries, the slack of its page."""
+
+SWAP_PLAN: Final = "swap"
+SHADOW_PLAN: Final = "shadow"
+"""In the key of a row that is a report, but not of counters: which one, so that rows of old stay readable."""
 
 _NO_BUNDLE: Final = bytes(DIGEST_BYTES)
 _encode = msgspec.msgpack.Encoder().encode
@@ -65,7 +78,7 @@ class DropReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """What items must have in common to share a frame. A report has no `model`, `bundle` and `plan`."""
+    """What items must have in common to share a frame. A report of counters has no model, bundle and plan."""
 
     kind: ItemKind
     boot: bytes
@@ -190,6 +203,18 @@ def report_item(report: Report) -> SpoolItem:
     """The row of a report."""
     key = BatchKey(ItemKind.REPORT, report.boot, "", _NO_BUNDLE, "")
     return SpoolItem(key, report.seq, Priority.REPORT, _encode(report))
+
+
+def swap_item(report: SwapReport) -> SpoolItem:
+    """The row of a report of a swap."""
+    key = BatchKey(ItemKind.REPORT, report.boot, report.model, report.bundle, SWAP_PLAN)
+    return SpoolItem(key, report.seq, Priority.REPORT, _encode(report))
+
+
+def shadow_item(report: ShadowReport) -> SpoolItem:
+    """The row of a report of shadowed pairs."""
+    key = BatchKey(ItemKind.REPORT, report.boot, report.model, report.bundle, SHADOW_PLAN)
+    return SpoolItem(key, report.seq, Priority.AUDIT, _encode(report))
 
 
 def select_expired(by_age: Iterable[Row], *, stored_before_ms: int, in_flight: Container[int]) -> list[Row]:

@@ -28,6 +28,7 @@ from edge_cascade.messages import (
     ClientUpdate,
     DesiredModel,
     DesiredState,
+    DifferingPair,
     Kind,
     Reason,
     Receipt,
@@ -37,8 +38,11 @@ from edge_cascade.messages import (
     Report,
     RoundOffer,
     RunningModel,
+    ShadowReport,
+    ShadowScene,
     Source,
     Status,
+    SwapReport,
     TrainingBase,
     Use,
     Verdict,
@@ -64,6 +68,8 @@ EXAMPLES = [
     Chunk(DIGEST, 0, 2, 100, b"x"),
     BaseRequest("pump-1", "m", DIGEST, bytes(32)),
     TrainingBase("m", DIGEST, bytes(32), [b"step"]),
+    SwapReport("pump-1", BOOT, 3, 0, "m", "7", DIGEST, DIGEST, "golden", "0.2 off"),
+    ShadowReport("pump-1", BOOT, 4, "m", DIGEST, DIGEST, [ShadowScene("s", 5, [DifferingPair(9, 1, 2)])]),
 ]
 
 

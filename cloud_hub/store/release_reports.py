@@ -1,0 +1,103 @@
+"""What boards report of swaps, of shadowed pairs and of their health, as functions of the connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Table, delete, select, tuple_
+
+from cloud_hub.core.delivery import Delivery, ItemId
+from cloud_hub.store import schema
+
+VITALS_KEPT_MS: Final = 30 * 86_400_000
+HEALTH_KEYS: Final = (
+    "edge_samples",
+    "edge_failed",
+    "edge_latency_",
+    "edge_running_s",
+    "edge_rss_bytes",
+    "edge_celsius_milli",
+    "edge_starts",
+    "edge_crashes",
+)
+"""How the counters begin that health is judged by; the others of a report are not kept for long."""
+
+
+def insert_release_reports(
+    connection: Connection, deliveries: Sequence[Delivery], *, now_ms: int
+) -> set[ItemId]:
+    """Keep reports of swaps and of shadowed pairs, and what health needs of counters; the new reports."""
+    swaps = [
+        {
+            "device": swap.device,
+            "boot": swap.boot,
+            "seq": swap.seq,
+            "model": swap.model,
+            "release": swap.release,
+            "bundle": swap.bundle,
+            "serving": swap.serving,
+            "failure": swap.failure,
+            "detail": swap.detail,
+            "taken_at_ms": swap.taken_at_ms,
+            "received_at_ms": now_ms,
+        }
+        for swap in (delivery.swap for delivery in deliveries)
+        if swap is not None
+    ]
+    shadows = [
+        {
+            "device": shadow.device,
+            "boot": shadow.boot,
+            "seq": shadow.seq,
+            "model": shadow.model,
+            "bundle": shadow.bundle,
+            "other": shadow.other,
+            "scenes": msgspec.msgpack.encode(shadow.scenes),
+            "received_at_ms": now_ms,
+        }
+        for shadow in (delivery.shadow for delivery in deliveries)
+        if shadow is not None
+    ]
+    schema.insert_if_absent(connection, schema.vitals, _vitals(deliveries, now_ms))
+    return _insert_new(connection, schema.swap_reports, swaps) | _insert_new(
+        connection, schema.shadow_reports, shadows
+    )
+
+
+def remove_old_vitals(connection: Connection, *, now_ms: int) -> int:
+    """Remove what is too old to judge by; how many rows that were."""
+    old = schema.vitals.c.received_at_ms < now_ms - VITALS_KEPT_MS
+    return connection.execute(delete(schema.vitals).where(old)).rowcount
+
+
+def _insert_new(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> set[ItemId]:
+    if not rows:
+        return set()
+    asked = {(row["device"], row["boot"], row["seq"]) for row in rows}
+    name = tuple_(table.c.device, table.c.boot, table.c.seq)
+    known = {
+        tuple(row)
+        for row in connection.execute(
+            select(table.c.device, table.c.boot, table.c.seq).where(name.in_(list(asked)))
+        )
+    }
+    schema.insert_if_absent(connection, table, rows)
+    return asked - known
+
+
+def _vitals(deliveries: Iterable[Delivery], now_ms: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "device": report.device,
+            "boot": report.boot,
+            "seq": report.seq,
+            "received_at_ms": now_ms,
+            "counters": msgspec.json.encode(
+                {key: value for key, value in report.counters.items() if key.startswith(HEALTH_KEYS)}
+            ).decode(),
+        }
+        for report in (delivery.report for delivery in deliveries)
+        if report is not None
+    ]
