@@ -120,6 +120,7 @@ class Hub:
             on_cases=self.full_model.wake,
             on_online=self._came_online,
             on_updates=self.coordinator.wake,
+            on_swaps=self.rollouts.wake,
             on_base_request=self.coordinator.ask_for_base,
         )
         self.service = Service(
