@@ -13,7 +13,8 @@ HubError                     1
 ├── BuildError              10   a model, data or recipe that no bundle can be built from
 │   └── CertificateError    11   the certificate that was asked for does not hold, or cannot be had
 ├── RoundError              12   a series of rounds that cannot be started or ended as asked
-└── RolloutError            13   a rollout that cannot be started, or cannot do what was ordered
+├── RolloutError            13   a rollout that cannot be started, or cannot do what was ordered
+└── SigningError            14   keys or signed metadata that cannot be made, read or written
 """
 
 from __future__ import annotations
@@ -98,6 +99,12 @@ class RoundError(HubError):
     """A series of rounds that cannot be started or ended as asked: says what there is and what is needed."""
 
     exit_code = 12
+
+
+class SigningError(HubError):
+    """Keys or signed metadata that cannot be made, read or written: says which file and what would help."""
+
+    exit_code = 14
 
 
 class RolloutError(HubError):

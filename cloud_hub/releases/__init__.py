@@ -1,0 +1,1 @@
+"""Releases as they leave the hub: signed, named by their digests."""

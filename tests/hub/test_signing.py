@@ -1,0 +1,214 @@
+"""What the hub signs, held against the trust that boards have in it."""
+
+import datetime
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tuf", reason="needs python-tuf")
+
+from cloud_hub.errors import SigningError
+from cloud_hub.releases.keys import make_key, read_key
+from cloud_hub.releases.repository import ONLINE_KEY, SignedRepository, create_repository
+from edge_cascade.signed_releases import Policy, graph_target, weights_target
+from edge_daemon.errors import RefusedError
+from edge_daemon.releases.http_fetch import StatusError
+from edge_daemon.releases.trust import Trust
+
+NOW = datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC)
+DAY = datetime.timedelta(days=1)
+GRAPH, WEIGHTS, BETTER = b'{"a graph": 1}', b'{"weights": 1}', b'{"weights": 2}'
+
+
+class Clock:
+    now_s = 5.0
+
+    def monotonic_s(self):
+        return self.now_s
+
+    def wall_ms(self):
+        return 0
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+class Hub:
+    """A repository with two keys of each offline role, both of which are needed."""
+
+    def __init__(self, directory):
+        self.directory = directory / "tuf"
+        self.keys = [make_key(directory / f"offline/{number}.pem", b"secret") for number in range(4)]
+        self.root_keys, self.targets_keys = self.keys[:2], self.keys[2:]
+        self.repository = create_repository(
+            self.directory,
+            self.root_keys,
+            self.targets_keys,
+            root_threshold=2,
+            targets_threshold=2,
+            now=NOW,
+        )
+
+    def sign(self, release=1, keys=None):
+        self.repository.sign_offline(
+            "tiny", release, graph=GRAPH, weights=WEIGHTS, keys=keys or self.targets_keys, now=NOW
+        )
+
+    def sign_online(self, weights=BETTER, release=2):
+        self.repository.sign_weights_online(
+            "tiny", release, weights=weights, graph_sha256=sha256(GRAPH), now=NOW
+        )
+
+    def stream(self, path, stop):
+        path = self.directory / path
+        if not path.exists():
+            raise StatusError(str(path), 404)
+        yield path.read_bytes()
+
+
+@pytest.fixture
+def hub(tmp_path):
+    return Hub(tmp_path)
+
+
+@pytest.fixture
+def board(hub, tmp_path):
+    return Trust(tmp_path / "board", root=hub.repository.first_root(), stream=hub.stream, clock=Clock())
+
+
+def ask(board, weights=WEIGHTS):
+    return board.authorise("tiny", "1", sha256(GRAPH), sha256(weights), threading.Event())
+
+
+def test_boards_take_what_enough_offline_keys_have_signed(hub, board):
+    hub.sign()
+    assert ask(board).is_online_only is False
+    assert hub.repository.is_signed("tiny", sha256(GRAPH), sha256(WEIGHTS))
+
+
+def test_one_key_of_two_signs_nothing_and_leaves_everything_as_it_was(hub, board):
+    before = sorted(hub.repository.metadata_directory.iterdir())
+    with pytest.raises(SigningError, match="threshold"):
+        hub.sign(keys=hub.targets_keys[:1])
+    with pytest.raises(SigningError, match="threshold"):
+        hub.sign(keys=hub.root_keys)
+    assert sorted(hub.repository.metadata_directory.iterdir()) == before
+    assert not hub.repository.is_signed("tiny", sha256(GRAPH), sha256(WEIGHTS))
+    with pytest.raises(RefusedError, match="signed by nobody"):
+        ask(board)
+
+
+def test_the_online_key_signs_weights_of_signed_graphs_alone(hub, board):
+    with pytest.raises(SigningError, match="is not signed"):
+        hub.sign_online()
+    hub.sign()
+    hub.sign_online()
+    authorised = ask(board, BETTER)
+    assert (authorised.is_online_only, authorised.release) == (True, 2)
+    assert hub.repository.is_signed("tiny", sha256(GRAPH), sha256(BETTER))
+
+
+def test_what_is_below_the_floor_is_refused_and_what_is_revoked_is_signed_by_nobody(hub, board):
+    hub.sign()
+    hub.repository.set_policy(Policy({"tiny": 2}), keys=hub.targets_keys, now=NOW)
+    with pytest.raises(RefusedError, match="floor"):
+        ask(board)
+    hub.sign(release=2)
+    ask(board)
+    names = [weights_target("tiny", sha256(WEIGHTS)), graph_target("tiny", sha256(GRAPH))]
+    hub.repository.revoke(names, keys=hub.targets_keys, now=NOW)
+    with pytest.raises(RefusedError, match="signed by nobody"):
+        ask(board)
+    with pytest.raises(SigningError, match="nothing to revoke"):
+        hub.repository.revoke(names[:1], keys=hub.targets_keys, now=NOW)
+
+
+def test_a_stolen_online_key_is_replaced_and_what_it_signed_is_forgotten(hub, board):
+    hub.sign()
+    hub.sign_online()
+    ask(board, BETTER)
+    stolen = (hub.directory / ONLINE_KEY).read_bytes()
+    for root_keys, targets_keys in ((hub.root_keys[:1], hub.targets_keys), (hub.root_keys, [])):
+        with pytest.raises(SigningError, match="threshold"):
+            hub.repository.rotate_online_key(root_keys=root_keys, targets_keys=targets_keys, now=NOW)
+    ask(board, BETTER)
+    hub.repository.rotate_online_key(root_keys=hub.root_keys, targets_keys=hub.targets_keys, now=NOW)
+    with pytest.raises(RefusedError, match="signed by nobody"):
+        ask(board, BETTER)
+    ask(board)
+    fresh = (hub.directory / ONLINE_KEY).read_bytes()
+    (hub.directory / ONLINE_KEY).write_bytes(stolen)
+    with pytest.raises(SigningError, match="threshold"):
+        hub.repository.renew_online(NOW)
+    (hub.directory / ONLINE_KEY).write_bytes(fresh)
+    hub.repository.renew_online(NOW)
+    ask(board)
+
+
+def test_renewed_daily_nothing_expires_that_the_hub_can_renew(hub, tmp_path):
+    hub.sign()
+    hub.sign_online()
+    for day in range(0, 300, 2):
+        hub.repository.renew_online(NOW + day * DAY)
+    fresh = Trust(tmp_path / "fresh", root=hub.repository.first_root(), stream=hub.stream, clock=Clock())
+    assert ask(fresh, BETTER).release == 2
+
+
+@pytest.mark.parametrize("point", ["tuf.targets-written", "tuf.snapshot-written", "durable.before-rename:3"])
+def test_killed_while_it_signs_boards_still_believe_what_there_is(hub, board, point, tmp_path):
+    hub.sign()
+    program = (
+        "import sys, datetime, pathlib; from cloud_hub.releases.keys import read_key;"
+        "from cloud_hub.releases.repository import SignedRepository;"
+        "d = pathlib.Path(sys.argv[1]); keys = [read_key(d / f'offline/{n}.pem', b'secret') for n in (2, 3)];"
+        "SignedRepository(d / 'tuf').sign_offline('tiny', 2, graph=b'another', weights=b'others', keys=keys,"
+        "now=datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=os.environ | {"EDGE_CRASH_AT": point},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == -9
+    ask(board)
+    hub.sign(release=3)
+    assert ask(board).release == 3
+
+
+def test_keys_are_under_their_passphrase_and_never_replaced(tmp_path):
+    key = make_key(tmp_path / "root.pem", b"secret")
+    assert (tmp_path / "root.pem").stat().st_mode & 0o777 == 0o600
+    assert b"ENCRYPTED" in (tmp_path / "root.pem").read_bytes()
+    assert read_key(tmp_path / "root.pem", b"secret").public_key == key.public_key
+    for passphrase, says in ((None, "a passphrase is needed"), (b"wrong", "wrong passphrase")):
+        with pytest.raises(SigningError, match=says):
+            read_key(tmp_path / "root.pem", passphrase)
+    with pytest.raises(SigningError, match="never replaced"):
+        make_key(tmp_path / "root.pem", b"secret")
+    with pytest.raises(SigningError, match="No such file"):
+        read_key(tmp_path / "none.pem", None)
+
+
+def test_a_repository_is_begun_once_and_with_enough_keys(hub, tmp_path):
+    with pytest.raises(SigningError, match="already"):
+        create_repository(
+            hub.directory, hub.root_keys, hub.targets_keys, root_threshold=1, targets_threshold=1, now=NOW
+        )
+    with pytest.raises(SigningError, match="cannot be met"):
+        create_repository(
+            tmp_path / "other",
+            hub.root_keys,
+            hub.keys[:1] * 2,
+            root_threshold=1,
+            targets_threshold=2,
+            now=NOW,
+        )
+    with pytest.raises(SigningError, match="keys init"):
+        SignedRepository(tmp_path / "none").first_root()
