@@ -23,6 +23,7 @@ AREAS: Final = (
     "cloud_hub.builder.commands_report",
     "cloud_hub.candidates.commands",
     "cloud_hub.federation.commands",
+    "cloud_hub.releases.commands",
     "cloud_hub.rollouts.commands",
 )
 

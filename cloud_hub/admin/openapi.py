@@ -44,7 +44,7 @@ def openapi_document(routes: Sequence[Route]) -> dict[str, Any]:
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A token of `cloud-hub token create`; its scopes are read, label, admin.",
+                    "description": "A token of `cloud-hub token create`: read, label, fetch, admin.",
                 }
             },
         },

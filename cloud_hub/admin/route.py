@@ -47,7 +47,7 @@ class Context:
     rollouts: RolloutParts = RolloutParts()
 
 
-Handler = Callable[[Context, web.Request], Awaitable[web.Response]]
+Handler = Callable[[Context, web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from cloud_hub.admin import documents as doc
 from cloud_hub.admin.answering import json_response, read_query
+from cloud_hub.admin.fleet import FLEET_ROUTES
 from cloud_hub.admin.metrics import METRICS_TYPE, render_metrics, stats_document
 from cloud_hub.admin.openapi import openapi_document
 from cloud_hub.admin.problems import ProblemError
@@ -184,6 +185,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *RELEASE_ROUTES,
     *ROUND_ROUTES,
     *ROLLOUT_ROUTES,
+    *FLEET_ROUTES,
     Route("GET", "/v1/stats", _stats, "read", "The hub in numbers", "fleet", doc.Stats),
     Route("GET", "/v1/openapi.json", _openapi, "read", "This document", "hub", None),
     Route("GET", "/healthz", _healthz, None, "Whether the process lives", "hub", doc.Health),

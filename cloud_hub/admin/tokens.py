@@ -18,7 +18,7 @@ from sqlalchemy import Connection, RowMapping, select, update
 from cloud_hub.errors import ConfigError, NotFoundError
 from cloud_hub.store.schema import tokens
 
-Scope = Literal["read", "label", "admin"]
+Scope = Literal["read", "label", "fetch", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 MAX_TOKEN_CHARACTERS: Final = 200

@@ -39,6 +39,7 @@ from tuf.api.metadata import (
 
 from cloud_hub.errors import SigningError
 from cloud_hub.releases.keys import make_key, read_key
+from cloud_hub.releases.layout import BLOBS, METADATA
 from edge_cascade.durable import crash_point, write_durably
 from edge_cascade.signed_releases import (
     CUSTOM,
@@ -51,9 +52,7 @@ from edge_cascade.signed_releases import (
     weights_target,
 )
 
-METADATA: Final = "metadata"
 ONLINE_KEY: Final = "keys/online.pem"
-BLOBS: Final = "blobs"
 TIMESTAMP: Final = "timestamp.json"
 ISSUED: Final = "issued"
 """In the timestamp, signed with it: when it was made. A board's idea of time moves forward by it alone."""

@@ -389,7 +389,7 @@ tokens = Table(
     Column("id", String(16), primary_key=True),
     Column("name", String(128), nullable=False),
     Column("sha256", LargeBinary(32), nullable=False),
-    # Blank-separated: read, label, admin.
+    # Blank-separated: read, label, fetch, admin.
     Column("scopes", String(64), nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("expires_at_ms", BigInteger),

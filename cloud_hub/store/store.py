@@ -70,6 +70,11 @@ class Store:
         if orphans:
             log.info("orphaned packs removed count=%d", orphans)
 
+    @property
+    def state_dir(self) -> Path:
+        """Where everything lies that is not in the database."""
+        return self._state_dir
+
     def close(self) -> None:
         """Finish the work at hand and let go of the directory."""
         self.database.close()

@@ -1,0 +1,78 @@
+"""What boards fetch of releases: signed metadata, files by their digest, differences of weights.
+
+Nothing here says what to trust: a board believes signatures alone. Files are served by Range, and a file of a
+digest never changes, so a download that was cut goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from cloud_hub.admin.route import Context, Route
+from cloud_hub.errors import NotFoundError
+from cloud_hub.releases.blobs import ReleaseBlobs
+from cloud_hub.releases.layout import METADATA
+from cloud_hub.rollouts.settings import TUF
+
+OCTETS: Final = "application/octet-stream"
+
+_METADATA_NAME = re.compile(r"(?:timestamp|[1-9][0-9]{0,9}\.[a-z]{1,32})\.json")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@lru_cache(maxsize=4)
+def _blobs_in(state_dir: Path) -> ReleaseBlobs:
+    return ReleaseBlobs(state_dir)
+
+
+async def _metadata(hub: Context, request: web.Request) -> web.StreamResponse:
+    name = request.match_info["file"]
+    path = hub.store.state_dir / TUF / METADATA / name
+    if not _METADATA_NAME.fullmatch(name) or not path.is_file():
+        raise NotFoundError(f"there are no metadata {name[:64]!r}")
+    return web.FileResponse(path, headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
+
+
+async def _blob(hub: Context, request: web.Request) -> web.StreamResponse:
+    digest = request.match_info["sha256"]
+    path = None
+    if _DIGEST.fullmatch(digest):
+        blobs = _blobs_in(hub.store.state_dir)
+        path = await asyncio.get_running_loop().run_in_executor(None, blobs.find, digest)
+    if path is None or not path.is_file():
+        raise NotFoundError(f"no release has a file {digest[:64]!r}")
+    return web.FileResponse(path, headers={"Content-Type": OCTETS})
+
+
+async def _delta(hub: Context, request: web.Request) -> web.StreamResponse:
+    held, wanted = request.match_info["held"], request.match_info["wanted"]
+    made = None
+    if _DIGEST.fullmatch(held) and _DIGEST.fullmatch(wanted):
+        blobs = _blobs_in(hub.store.state_dir)
+        made = await asyncio.get_running_loop().run_in_executor(None, blobs.delta, held, wanted)
+    if made is None:
+        raise NotFoundError("no difference leads there; fetch the whole file")
+    return web.Response(body=made, content_type=OCTETS)
+
+
+FLEET_ROUTES: Final[tuple[Route, ...]] = (
+    Route(
+        "GET", "/v1/fleet/metadata/{file}", _metadata, "fetch", "Signed metadata of releases (TUF)",
+        "fleet", None, path_parameters=("file",), errors=(404,),
+    ),
+    Route(
+        "GET", "/v1/fleet/blobs/{sha256}", _blob, "fetch", "A file of a release, whole or by Range",
+        "fleet", None, OCTETS, path_parameters=("sha256",), errors=(404,), also=(206,),
+    ),
+    Route(
+        "GET", "/v1/fleet/deltas/{model}/{held}/{wanted}", _delta, "fetch",
+        "The difference of two weights parts", "fleet", None, OCTETS,
+        path_parameters=("model", "held", "wanted"), errors=(404,),
+    ),
+)  # fmt: skip
