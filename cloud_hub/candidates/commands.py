@@ -1,14 +1,17 @@
-"""`cloud-hub train` and `cloud-hub release list|show`: beside a hub at work, or with it stopped."""
+"""`cloud-hub train` and `cloud-hub release list|show|sign`: beside a hub at work, or with it stopped."""
 
 # ruff: noqa: T201 - what a command prints is its result
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import sys
 import time
 from contextlib import redirect_stdout
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -30,6 +33,12 @@ _TRAIN: Final = """\
 Fine-tune a model on the cases that boards have sent and that have a verdict, without any board: the baseline
 that rounds of federated averaging are compared with. Judged on the holdout like a round, quantised and
 certified anew, and registered as a draft.
+"""
+
+
+_SIGN = """\
+With --key: sign both parts of a release with the offline keys of `targets`. Without: sign its weights with
+the hub's online key, where its graph is signed already and they keep to the bounds that the graph sets.
 """
 
 
@@ -79,9 +88,40 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show.add_argument("id", type=_count, help="its number")
     show.set_defaults(run=_show)
 
+    sign = actions.add_parser("sign", help="sign one, so that boards may take it", description=_SIGN)
+    sign.add_argument("id", type=_count, help="its number")
+    sign.add_argument(
+        "--key", type=Path, action="append", metavar="FILE", help="a key of targets; as many as are needed"
+    )
+    sign.add_argument(
+        "--passphrase-file", type=Path, metavar="FILE", help="its first line; asked for without it"
+    )
+    sign.set_defaults(run=_sign)
+    add_config_argument(sign)
+
     for command in (train, listing, show):
         command.add_argument("--json", action="store_true", help="print JSON, and nothing else")
         add_config_argument(command)
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.commands import read_keys, repository_of
+    from cloud_hub.releases.sign import sign_release
+
+    config = load_config(args.config)
+    keys = read_keys(args.key, args.passphrase_file) if args.key else []
+    with database_of(config) as database:
+        sign_release(
+            database,
+            config.state_dir,
+            repository_of(args),
+            args.id,
+            keys=keys,
+            by=getpass.getuser(),
+            now=datetime.now(UTC),
+        )
+    print(f"release {args.id}: signed {'offline' if keys else 'online'}")
+    return 0
 
 
 def _run_train(args: argparse.Namespace) -> int:

@@ -2,7 +2,9 @@
 
 import datetime
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,13 +14,24 @@ import pytest
 
 pytest.importorskip("tuf", reason="needs python-tuf")
 
+from sqlalchemy import select
+
+from cloud_hub.__main__ import main
 from cloud_hub.errors import SigningError
+from cloud_hub.registry import release_directory
 from cloud_hub.releases.keys import make_key, read_key
 from cloud_hub.releases.repository import ONLINE_KEY, SignedRepository, create_repository
+from cloud_hub.store.database import Database
+from cloud_hub.store.releases import insert_release
+from cloud_hub.store.schema import acts as acts_table
+from cloud_hub.store.store import database_url
+from edge_cascade.bundle import load_bundle
 from edge_cascade.signed_releases import Policy, graph_target, weights_target
 from edge_daemon.errors import RefusedError
 from edge_daemon.releases.http_fetch import StatusError
 from edge_daemon.releases.trust import Trust
+from tests.bundles import build
+from tests.cascade.test_bundle import rewrite
 
 NOW = datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -212,3 +225,73 @@ def test_a_repository_is_begun_once_and_with_enough_keys(hub, tmp_path):
         )
     with pytest.raises(SigningError, match="keys init"):
         SignedRepository(tmp_path / "none").first_root()
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """A hub's configuration, with two releases: a bundle, and one that accepts everything."""
+    config = tmp_path / "hub.toml"
+    state_dir = tmp_path / "state"
+    config.write_text(f'[hub]\nstate_dir = "{state_dir}"\n')
+    (tmp_path / "passphrase").write_text("secret\n")
+    bundle_dir = build(tmp_path / "built") / "bundle"
+    greedy_dir = shutil.copytree(bundle_dir, tmp_path / "greedy")
+    rewrite(greedy_dir / "weights", accept_all)
+    with Database(database_url(state_dir, None)) as database:
+        for number, directory in enumerate((bundle_dir, greedy_dir)):
+            bundle = load_bundle(directory)
+            place = release_directory(state_dir, bundle.bundle_id)
+            place.parent.mkdir(parents=True)
+            directory.rename(place)
+            row = {
+                "model": "tiny",
+                "bundle": bytes.fromhex(bundle.bundle_id),
+                "graph": bytes.fromhex(bundle.graph_sha256),
+                "weights": bytes.fromhex(bundle.weights_sha256),
+                "state": "draft",
+                "series": None,
+                "lineage": "{}",
+                "figures": "{}",
+                "created_at_ms": number,
+                "created_by": "a test",
+            }
+            database.run(lambda c, row=row: insert_release(c, row))
+    return config
+
+
+def accept_all(manifest):
+    for plan in manifest["plans"]:
+        plan["chosen"] = len(plan["points"]) - 1
+
+
+def command(registry, *arguments):
+    return main([*arguments, "--config", str(registry)])
+
+
+def test_keys_are_made_and_releases_signed_from_the_command_line(registry, capfd):
+    folder = registry.parent
+    passphrase = ("--passphrase-file", str(folder / "passphrase"))
+    assert command(registry, "keys", "root") == 14
+    assert "keys init" in capfd.readouterr().err
+    assert command(registry, "keys", "init", "--offline", str(folder / "offline"), *passphrase) == 0
+    assert command(registry, "release", "sign", "1") == 14
+    assert "sign the whole release with the offline keys" in capfd.readouterr().err
+    key = str(folder / "offline/targets-1.pem")
+    assert command(registry, "release", "sign", "1", "--key", key, *passphrase) == 0
+    assert command(registry, "release", "sign", "2") == 14
+    assert "leaves the bounds of its graph: plan" in capfd.readouterr().err
+    assert command(registry, "release", "sign", "1") == 0
+    capfd.readouterr()
+    assert command(registry, "keys", "root") == 0
+    assert json.loads(capfd.readouterr().out)["signed"]["_type"] == "root"
+    assert command(registry, "keys", "renew") == 0
+    root_key = str(folder / "offline/root-1.pem")
+    rotate = ("keys", "rotate", "--root-key", root_key, "--targets-key", key)
+    assert command(registry, *rotate, *passphrase) == 0
+    assert command(registry, "keys", "init", "--offline", str(folder / "offline"), *passphrase) == 14
+    assert "never replaced" in capfd.readouterr().err
+    with Database(database_url(folder / "state", None)) as database:
+        acts = database.run(
+            lambda c: [(row.act, row.subject, row.detail) for row in c.execute(select(acts_table))]
+        )
+    assert acts == [("release.sign", "1", "offline"), ("release.sign", "1", "online")]
