@@ -97,8 +97,11 @@ def test_better_weights_become_a_weights_only_bundle_that_boards_take(store, bet
     base = the_base().bundle
     assert bundle.graph_sha256 == base.graph_sha256 == release.graph
     assert bundle.weights_sha256 != base.weights_sha256
+    before = base.parameters()
     for name, array in bundle.parameters().items():
-        np.testing.assert_array_equal(array, better[name])
+        # A step of eight bits a value: off by half of its finest level at most.
+        finest = np.abs(better[name] - before[name]).max() / 127
+        np.testing.assert_allclose(array, better[name], rtol=0, atol=0.51 * finest)
     errors = golden_errors(bundle, bundle.plan(), OnnxStage)
     assert all(error <= bundle.weights.tolerance[kind] for kind, error in errors.items())
     assert said == [
