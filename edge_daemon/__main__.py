@@ -14,6 +14,7 @@ from edge_cascade.logs import start_logging
 from edge_cascade.mqtt import BrokerConfigError
 from edge_daemon import __version__
 from edge_daemon.bench.commands import register as register_bench
+from edge_daemon.commands_releases import register as register_releases
 from edge_daemon.config import Config, load_config, warnings_about
 from edge_daemon.errors import EXIT_CONFIG, EXIT_DEFECT, EXIT_OK, EdgeError
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--config", type=Path, required=True, metavar="FILE", help="the TOML configuration")
     check.set_defaults(run=_check_config)
     register_bench(commands)
+    register_releases(commands)
     return parser
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, field
@@ -28,6 +29,7 @@ from edge_daemon.inlet.sources import SENSOR_LEVEL, filter_of
 ENVIRONMENT_PREFIX: Final = "EDGE_DAEMON__"
 
 _PUBLIC_KEY = re.compile(r"[0-9A-Fa-f]{64}")
+_HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 _SHIPPED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _EXAMPLES: Final[Mapping[str, str]] = {
     "device": ', e.g. [device] with id = "press-3"',
@@ -290,6 +292,7 @@ def _check(config: Config, origin: Origin) -> None:
     _check_sources(config, origin)
     _check_labels(config, origin)
     _check_training(config, origin)
+    _check_releases(config, origin)
     if config.hub.max_batch_bytes * config.hub.max_in_flight_batches > config.spool.max_bytes:
         raise origin.error(
             "hub.max_batch_bytes",
@@ -393,6 +396,49 @@ def _check_training(config: Config, origin: Origin) -> None:
             "training.hub_key",
             ": missing; only rounds that this key has signed are joined, and `cloud-hub round key` prints it",
         )
+
+
+def _check_releases(config: Config, origin: Origin) -> None:
+    releases = config.releases
+    if releases.hours is not None and not _HOURS.fullmatch(releases.hours):
+        raise origin.error(
+            "releases.hours", f' = "{releases.hours}": expected a stretch of a day such as "22:00-06:00"'
+        )
+    if releases.min_probation_s > releases.max_probation_s:
+        raise origin.error(
+            "releases.min_probation_s",
+            f" = {releases.min_probation_s:g}: more than releases.max_probation_s = "
+            f"{releases.max_probation_s:g}; lower the one or raise the other",
+        )
+    if not releases.enabled:
+        return
+    if not config.hub.enabled:
+        raise origin.error(
+            "releases.enabled",
+            ": releases come from the hub, and hub.enabled is false; change one of the two",
+        )
+    if not releases.root:
+        raise origin.error(
+            "releases.root",
+            ": missing; only what the keys named in this file have signed is run, and `cloud-hub keys root` "
+            "prints it",
+        )
+    problem = _url_problem(releases.url)
+    if problem is not None:
+        raise origin.error("releases.url", f' = "{releases.url}": {problem}')
+
+
+def _url_problem(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
+        return 'expected an address such as "https://hub.example:8443/v1/fleet"'
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        return "would send the token in the clear; use https"
+    return None
 
 
 def _topic_problem(topic: str) -> str | None:

@@ -10,12 +10,14 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from edge_cascade.bundle import Bundle
 from edge_cascade.durable import write_durably
 from edge_cascade.messages import (
     BOOT_BYTES,
     Case,
+    DesiredState,
     Report,
     RoundOffer,
     RunningModel,
@@ -27,6 +29,7 @@ from edge_daemon.clock import SystemClock
 from edge_daemon.config import Config
 from edge_daemon.core.rounds import RoundLimits
 from edge_daemon.core.spooling import case_item, report_item
+from edge_daemon.errors import ModelError
 from edge_daemon.example_ledger import ExampleModel
 from edge_daemon.example_store import ExampleStore
 from edge_daemon.http_api import Health
@@ -35,7 +38,7 @@ from edge_daemon.inlet.labels import LabelInlet
 from edge_daemon.inlet.mqtt import MqttInlet
 from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.metrics import Metrics
-from edge_daemon.models import Numbering, open_pipelines, open_sources
+from edge_daemon.models import Numbering, open_pipeline, open_pipelines, open_sources
 from edge_daemon.pipeline import Outcome, Pipeline
 from edge_daemon.ports import Clock
 from edge_daemon.results import Results
@@ -45,6 +48,10 @@ from edge_daemon.training.inbox import Surroundings
 from edge_daemon.training.learner import CostLimits
 from edge_daemon.training.supervisor import ChildProcess
 from edge_daemon.uplink import MqttUplink
+
+if TYPE_CHECKING:
+    from edge_daemon.releases.swapper import Swapper
+    from edge_daemon.releases.wiring import BoardReleases
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +83,17 @@ class Daemon:
         client_id = f"{config.device.id}-{client_secret(Path(config.device.state_dir))}"
         self.metrics = Metrics()
         rng = rng or random.SystemRandom()
+        self._numbering = numbering
+        releases = self._open_releases()
         self._pipelines = open_pipelines(
             config.models,
             config.audit,
             numbering,
             rng=rng,
             now_s=self._clock.monotonic_s,
+            in_place_of=lambda bundle: None if releases is None else releases.live_in_place_of(bundle),
         )
+        self._model_configs = dict(zip(self._pipelines, config.models, strict=True))
         self.examples = self._make_examples(rng)
         self.queue = SampleQueue(config.inlet.queue_size, self._shed)
         self._inlet = MqttInlet(
@@ -119,6 +130,7 @@ class Daemon:
                 client_id=f"{client_id}-uplink",
                 clock=self._clock,
                 daemon_version=__version__,
+                on_desired=None if releases is None else self._hear_desired,
                 on_round=None if self.examples is None else self._hear_round,
             )
         self.follower = self._make_follower()
@@ -131,6 +143,7 @@ class Daemon:
             on_failed=self._count_failed,
             observe=None if self.examples is None else self.examples.observe,
         )
+        self.swapper = None if releases is None else self._make_swapper(releases)
         self._watch()
 
     def start(self) -> None:
@@ -147,6 +160,8 @@ class Daemon:
         self._inference.start()
         if self.follower is not None:
             self.follower.start()
+        if self.swapper is not None:
+            self.swapper.start()
         if self.uplink is not None:
             self.uplink.start()
         self._inlet.session.start()
@@ -158,6 +173,8 @@ class Daemon:
         """
         deadline_s = self._clock.monotonic_s() + self._config.device.drain_s
         self._inlet.pause()
+        if self.swapper is not None:
+            self.swapper.stop()
         if self.follower is not None:
             # Frees the processor for what is still to be answered.
             self.follower.stop()
@@ -226,6 +243,9 @@ class Daemon:
         if outcome.answer is None or (outcome.climb is not None and outcome.climb.failed):
             metrics.failed.add(model)
         answer = outcome.answer
+        if self.swapper is not None:
+            is_failed = answer is None or (outcome.climb is not None and outcome.climb.failed)
+            self.swapper.count(model, pipeline.bundle.bundle_id, is_failed=is_failed)
         if answer is not None:
             metrics.samples.add(model, str(answer.exit), answer.precision)
             metrics.latency.observe(model, answer.latency_us * 1e-6)
@@ -240,7 +260,10 @@ class Daemon:
                 metrics.audited.add(model)
 
     def _count_failed(self, pipeline: Pipeline) -> None:
-        self.metrics.failed.add(pipeline.bundle.graph.model)
+        model = pipeline.bundle.graph.model
+        self.metrics.failed.add(model)
+        if self.swapper is not None:
+            self.swapper.count(model, pipeline.bundle.bundle_id, is_failed=True)
 
     def _publish(self, outcome: Outcome) -> None:
         if outcome.answer is not None:
@@ -322,6 +345,46 @@ class Daemon:
             costs=CostLimits(training.max_memory_mb * 2**20),
         )
 
+    def _open_releases(self) -> BoardReleases | None:
+        if not (self._config.releases.enabled and self._config.hub.enabled):
+            return None
+        # Not at the top: boards that take no releases need none of it.
+        from edge_daemon.releases.wiring import BoardReleases
+
+        return BoardReleases(self._config, self._clock)
+
+    def _make_swapper(self, releases: BoardReleases) -> Swapper:
+        from edge_daemon.releases.wiring import Reporter
+
+        assert self._spool is not None
+        return releases.make_swapper(
+            {name: pipeline.bundle for name, pipeline in self._pipelines.items()},
+            self._install,
+            Reporter(self._config.device.id, self.boot, self._next_seq, self._spool, self._clock),
+            self._now_serving,
+        )
+
+    def _install(self, bundle: Bundle) -> Future[Pipeline]:
+        """Open a bundle beside the one that answers, on the thread that asks, and have it answer."""
+        name = bundle.graph.model
+        before = self._pipelines[name]
+        was, now = before.bundle.graph, bundle.graph
+        if (was.labels, was.input_shape, was.window) != (now.labels, now.input_shape, now.window):
+            raise ModelError(f"{name!r} has other labels, another input shape or window there: another model")
+        config = self._model_configs[name]
+        after = open_pipeline(bundle, config, before.coin, self._numbering, now_s=self._clock.monotonic_s)
+        return self._inference.install(name, after)
+
+    def _now_serving(self, bundle: Bundle) -> None:
+        if self.follower is not None:
+            self.follower.take_bundle(bundle)
+        if self.uplink is not None:
+            self.uplink.announce()
+
+    def _hear_desired(self, message: DesiredState) -> None:
+        if self.swapper is not None:
+            self.swapper.hear(message)
+
     def _hear_round(self, message: RoundOffer | TrainingBase | None) -> None:
         if self.follower is not None:
             self.follower.hear(message)
@@ -348,6 +411,10 @@ class Daemon:
                 "Files of rounds found damaged and moved aside.",
                 self.follower.damaged_files,
             )
+        if self.swapper is not None:
+            swapper = self.swapper
+            metrics.watch("swaps_committed", "Bundles swapped in since the start.", lambda: swapper.committed)
+            metrics.watch("swaps_reverted", "Swaps that ended without it.", lambda: swapper.reverted)
         metrics.watch("queue_depth", "Samples that wait.", lambda: len(self.queue), is_total=False)
         metrics.watch(
             "results_unpublished", "Answers that no broker took.", lambda: self._results.unpublished

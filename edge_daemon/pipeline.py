@@ -88,7 +88,7 @@ class Pipeline:
     ) -> None:
         self.bundle = bundle
         self.ladder = ladder
-        self._coin = coin
+        self.coin = coin
         self._boot = boot.hex()
         self._next_seq = next_seq
         self._now_s = now_s
@@ -100,7 +100,7 @@ class Pipeline:
     def process(self, sample: Sample) -> Outcome:
         """Answer one sample. Where not even the first rung runs, the hub is asked alone."""
         # Before the gate sees anything: the draw must not depend on the outcome.
-        audit_probability = self._coin.throw(now_s=sample.received_s)
+        audit_probability = self.coin.throw(now_s=sample.received_s)
         try:
             climb = self.ladder.climb(sample.x)
         except BackendError as error:
@@ -109,7 +109,7 @@ class Pipeline:
 
     def process_batch(self, samples: list[Sample]) -> list[Outcome]:
         """Answer several samples at once: fewer runtime calls where samples have queued up."""
-        audits = [self._coin.throw(now_s=sample.received_s) for sample in samples]
+        audits = [self.coin.throw(now_s=sample.received_s) for sample in samples]
         try:
             climbs = self.ladder.climb_batch(np.stack([sample.x for sample in samples]))
         except BackendError as error:

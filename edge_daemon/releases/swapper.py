@@ -52,6 +52,7 @@ from edge_daemon.core.swap_events import (
 )
 from edge_daemon.core.swap_state import End, SwapLimits, SwapState
 from edge_daemon.errors import EdgeError, StoppedError
+from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, ReleaseSource, Wanted
 from edge_daemon.releases.history import Entry, changes_of, note
 from edge_daemon.releases.state_file import Kept, load_state, save_state
@@ -111,7 +112,7 @@ class Hands:
     source: ReleaseSource
     store: Store
     trial: Trial
-    install: Callable[[Bundle], Future[object]]
+    install: Callable[[Bundle], Future[Pipeline]]
     report: Callable[[str, End, str], Future[None]]
     clock: Clock
     machine_boot: str

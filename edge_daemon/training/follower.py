@@ -56,6 +56,7 @@ from edge_daemon.training.inbox import (
     Inbox,
     Stop,
     Surroundings,
+    Swapped,
 )
 from edge_daemon.training.learner import CostLimits, Finished, Learner
 from edge_daemon.training.offers import Refused, read_offer
@@ -88,7 +89,7 @@ class Follower:
         rng: random.Random | None = None,
     ) -> None:
         """`bundles`: what runs, by model; `directory`: where rounds are kept."""
-        self._bundles = bundles
+        self._bundles = dict(bundles)
         self._around = around
         self._hub_key = hub_key
         self._vitals = vitals
@@ -138,6 +139,10 @@ class Follower:
             self._wanted_bases.pop(message.model, None)
         if self._waiting.acquire(blocking=False):
             self._inbox.put(FromHub(message))
+
+    def take_bundle(self, bundle: Bundle) -> None:
+        """Another bundle answers for its model."""
+        self._inbox.put(Swapped(bundle))
 
     def damaged_files(self) -> int:
         """State files that were found damaged since the start."""
@@ -223,10 +228,21 @@ class Follower:
                 self._appended(self._learners[model], problem)
             case ChildEnded():
                 self._ended(heard)
+            case Swapped(bundle):
+                self._swapped(bundle)
             case Stop():
                 pass
             case _:
                 assert_never(heard)
+
+    def _swapped(self, bundle: Bundle) -> None:
+        model = bundle.graph.model
+        learner = self._learners.get(model)
+        if learner is not None and learner.bundle.graph_sha256 == bundle.graph_sha256:
+            self._bundles[model] = bundle
+            learner.take_bundle(bundle)
+        elif self._bundles.pop(model, None) is not None:
+            log.info("another graph answers: no rounds until the next start model=%s", model)
 
     def _receive(self, message: RoundOffer | TrainingBase | None) -> None:
         match message:

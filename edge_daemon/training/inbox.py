@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_cascade.bundle import Bundle
 from edge_cascade.messages import BaseRequest, RoundOffer, TrainingBase
 from edge_daemon.core.spooling import DropReason
 from edge_daemon.core.vitals import Vitals
@@ -39,11 +40,18 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Swapped:
+    """Another bundle answers."""
+
+    bundle: Bundle
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End."""
 
 
-Inbox = FromHub | ChildEnded | Appended | Gone | Stop
+Inbox = FromHub | ChildEnded | Appended | Gone | Swapped | Stop
 
 
 @dataclass(frozen=True, slots=True)

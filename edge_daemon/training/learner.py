@@ -65,6 +65,11 @@ class Learner:
         self._state = ModelState(self._directory, bytes.fromhex(bundle.graph_sha256))
         self._own_digest = weights_digest(bundle.parameters())
 
+    def take_bundle(self, bundle: Bundle) -> None:
+        """Go on with other weights of the same graph."""
+        self.bundle = bundle
+        self._own_digest = weights_digest(bundle.parameters())
+
     @property
     def damaged(self) -> int:
         """Files found damaged since the start."""

@@ -286,7 +286,7 @@ def test_the_environment_overrides_with_the_type_of_the_key(load):
             "[logg]",
             (
                 "logg: unknown key; did you mean 'log'? (known here: device, models, inlet, results, hub, "
-                "spool, audit, training, http, log)"
+                "spool, audit, training, releases, http, log)"
             ),
         ),
         (
@@ -566,3 +566,38 @@ def complaint_about(document, root):
     except msgspec.ValidationError as error:
         return str(_explained(error, document, root, Origin("f", {}), {}))
     return ""
+
+
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        (
+            '[releases]\nenabled = true\nurl = "https://hub.example/v1/fleet"',
+            (
+                "releases.root: missing; only what the keys named in this file have signed is run, and "
+                "`cloud-hub keys root` prints it"
+            ),
+        ),
+        (
+            '[releases]\nenabled = true\nroot = "root.json"\nurl = "http://hub.example/v1/fleet"',
+            'releases.url = "http://hub.example/v1/fleet": would send the token in the clear; use https',
+        ),
+        (
+            '[releases]\nenabled = true\nroot = "root.json"',
+            'releases.url = "": expected an address such as "https://hub.example:8443/v1/fleet"',
+        ),
+        (
+            '[releases]\nhours = "22-6"',
+            'releases.hours = "22-6": expected a stretch of a day such as "22:00-06:00"',
+        ),
+        (
+            "[releases]\nmin_probation_s = 10\nmax_probation_s = 5",
+            (
+                "releases.min_probation_s = 10: more than releases.max_probation_s = 5; lower the one or raise "
+                "the other"
+            ),
+        ),
+    ],
+)
+def test_releases_that_could_not_be_believed_or_fetched_are_refused(complaint, addition, message):
+    assert complaint(f"{SMALLEST}{addition}\n") == message

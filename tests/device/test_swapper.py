@@ -375,9 +375,9 @@ def test_a_damaged_state_is_moved_aside_and_the_installed_bundle_answers(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with Board(tmp_path, installed_dir) as board:
+        wait_until(path.with_name(f"{STATE_FILE}.corrupt").exists, WAIT_S)
         wait_until(lambda: board.state is not None, WAIT_S)
         assert board.state.live == board.installed.bundle_id
-    assert path.with_name(f"{STATE_FILE}.corrupt").exists()
     assert "damaged state of releases moved to" in caplog.text
 
 
