@@ -112,8 +112,9 @@ def files_of(bundle: Path) -> dict[str, Path]:
 
 def bounds_problems_of(bundle: Bundle, directory: Path) -> list[str]:
     """What the online role was not allowed to sign, by the graph part's bounds."""
-    from edge_cascade.bounds import bounds_problems
     from safetensors.numpy import load
+
+    from edge_cascade.bounds import bounds_problems
 
     blob = read_regular(directory / WEIGHTS / WEIGHTS_BLOB, MAX_FILE_BYTES)
     if blob is None:
