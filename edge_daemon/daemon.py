@@ -39,9 +39,11 @@ from edge_daemon.inlet.mqtt import MqttInlet
 from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.metrics import Metrics
 from edge_daemon.models import Numbering, open_pipeline, open_pipelines, open_sources
+from edge_daemon.past_life import note_start, note_stop, read_machine_boot
 from edge_daemon.pipeline import Outcome, Pipeline
 from edge_daemon.ports import Clock
 from edge_daemon.results import Results
+from edge_daemon.sensors import read_rss_bytes
 from edge_daemon.spool import SqliteSpool
 from edge_daemon.training.follower import Follower
 from edge_daemon.training.inbox import Surroundings
@@ -144,6 +146,8 @@ class Daemon:
             observe=None if self.examples is None else self.examples.observe,
         )
         self.swapper = None if releases is None else self._make_swapper(releases)
+        self._crashes = 0
+        self._started_s = self._clock.monotonic_s()
         self._watch()
 
     def start(self) -> None:
@@ -153,6 +157,8 @@ class Daemon:
             SpoolError: when the spool cannot be opened at all.
             BrokerConfigError: for credentials that cannot be read.
         """
+        self._crashes = int(note_start(Path(self._config.device.state_dir), read_machine_boot()))
+        self._started_s = self._clock.monotonic_s()
         if self._spool is not None:
             self._spool.open()
         if self.examples is not None:
@@ -188,6 +194,7 @@ class Daemon:
         if self.examples is not None:
             self.examples.close()
         self._inlet.session.stop()
+        note_stop(Path(self._config.device.state_dir))
 
     def is_alive(self) -> bool:
         """Whether samples are answered, or could be: nothing outside this board can make it False."""
@@ -382,6 +389,9 @@ class Daemon:
             self.uplink.announce()
 
     def _hear_desired(self, message: DesiredState) -> None:
+        asked = {each.model: each.audit_ppm for each in message.models}
+        for name, pipeline in self._pipelines.items():
+            pipeline.coin.raise_to(asked.get(name, 0) / 1e6)
         if self.swapper is not None:
             self.swapper.hear(message)
 
@@ -415,6 +425,16 @@ class Daemon:
             swapper = self.swapper
             metrics.watch("swaps_committed", "Bundles swapped in since the start.", lambda: swapper.committed)
             metrics.watch("swaps_reverted", "Swaps that ended without it.", lambda: swapper.reverted)
+        metrics.watch(
+            "running_s",
+            "Seconds since the start.",
+            lambda: round(self._clock.monotonic_s() - self._started_s),
+            is_total=False,
+        )
+        metrics.watch("rss_bytes", "Memory of the daemon that is resident.", read_rss_bytes, is_total=False)
+        metrics.watch(
+            "crashes", "1 if this start followed a crash, else 0.", lambda: self._crashes, is_total=False
+        )
         metrics.watch("queue_depth", "Samples that wait.", lambda: len(self.queue), is_total=False)
         metrics.watch(
             "results_unpublished", "Answers that no broker took.", lambda: self._results.unpublished

@@ -17,6 +17,7 @@ A Raspberry Pi has the last two and no watts: those of a Pi 5 are behind its fir
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,15 @@ class Energy(NamedTuple):
 
     joules: float
     range_joules: float
+
+
+def read_rss_bytes() -> int:
+    """The resident memory of this process, 0 where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def read_temperatures(sysfs: Path = SYSFS) -> dict[str, float]:

@@ -20,6 +20,7 @@ from edge_daemon.config import Config
 from edge_daemon.core.spooling import swap_item
 from edge_daemon.core.swap_state import End, SwapLimits
 from edge_daemon.errors import ReleaseError
+from edge_daemon.past_life import read_machine_boot
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, Spool
 from edge_daemon.releases.downloader import open_downloader
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 RELEASES_DIRECTORY: Final = "releases"
 TRIALS_DIRECTORY: Final = ".trials"
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +142,3 @@ class BoardReleases:
                 max_failed_share=releases.max_failed_share,
             ),
         )
-
-
-def read_machine_boot() -> str:
-    """The kernel's boot id; empty where it has none: every start then counts as one after a crash."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError as error:
-        log.warning("no boot id, a power cut counts as a crash: %s", error)
-        return ""

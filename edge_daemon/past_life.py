@@ -1,0 +1,50 @@
+"""Whether the start before this one ended in a crash: a file that a clean stop takes away.
+
+It holds the kernel's boot id. A power cut leaves it as well, but the machine has another boot id then: that
+is no fault of the daemon's. A board that cannot write the file never counts a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from edge_cascade.durable import write_durably
+
+log = logging.getLogger(__name__)
+
+RUNNING_FILE: Final = "running"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def read_machine_boot() -> str:
+    """The kernel's boot id, which changes with power and not with a crash; empty where it has none."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError as error:
+        log.warning("no boot id, a power cut counts as a crash: %s", error)
+        return ""
+
+
+def note_start(state_dir: Path, machine_boot: str) -> bool:
+    """Note that the daemon runs; whether the one before it crashed."""
+    path = state_dir / RUNNING_FILE
+    try:
+        crashed = path.read_text(encoding="ascii").strip() == machine_boot
+    except (OSError, UnicodeDecodeError):
+        crashed = False
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        write_durably(path, f"{machine_boot}\n".encode())
+    except OSError as error:
+        log.warning("crashes will not be counted: %s: %s", path, error.strerror)
+    return crashed
+
+
+def note_stop(state_dir: Path) -> None:
+    """Note that the daemon ended as it was asked to."""
+    try:
+        (state_dir / RUNNING_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("this stop will count as a crash: %s", error)
