@@ -65,4 +65,4 @@ def sign_release(
         )
     detail = "offline" if keys else "online"
     now_ms = round(now.timestamp() * 1000)
-    database.run(lambda c: note_act(c, by, "release.sign", str(release_id), detail, now_ms=now_ms))
+    database.run(lambda c: note_act(c, by, "release.sign", f"release {release_id}", detail, now_ms=now_ms))

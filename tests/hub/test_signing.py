@@ -294,4 +294,4 @@ def test_keys_are_made_and_releases_signed_from_the_command_line(registry, capfd
         acts = database.run(
             lambda c: [(row.act, row.subject, row.detail) for row in c.execute(select(acts_table))]
         )
-    assert acts == [("release.sign", "1", "offline"), ("release.sign", "1", "online")]
+    assert acts == [("release.sign", "release 1", "offline"), ("release.sign", "release 1", "online")]
