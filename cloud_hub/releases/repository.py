@@ -40,7 +40,7 @@ from tuf.api.metadata import (
 from cloud_hub.errors import SigningError
 from cloud_hub.releases.keys import make_key, read_key
 from cloud_hub.releases.layout import BLOBS, METADATA
-from edge_cascade.durable import crash_point, write_durably
+from edge_cascade.durable import crash_point, sync_directory, write_durably
 from edge_cascade.signed_releases import (
     CUSTOM,
     ONLINE_PATHS,
@@ -53,6 +53,8 @@ from edge_cascade.signed_releases import (
 )
 
 ONLINE_KEY: Final = "keys/online.pem"
+NEXT_KEY: Final = "keys/online.next.pem"
+"""Of a rotation under way."""
 TIMESTAMP: Final = "timestamp.json"
 ISSUED: Final = "issued"
 """In the timestamp, signed with it: when it was made. A board's idea of time moves forward by it alone."""
@@ -205,56 +207,54 @@ class SignedRepository:
         """Take targets out of both roles: boards that do not run them will not take them any more.
 
         Raises:
-            SigningError: when one is not signed, or these keys do not meet the threshold.
+            SigningError: when one is not signed, or these keys do not meet the threshold; nothing is changed.
         """
-        with self._changed_targets(keys, now) as targets:
+        with self.held():
+            targets = self._load(Targets, Targets.type).signed
             role = self._load(Targets, ONLINE_ROLE).signed
             for name in names:
                 if name not in targets.targets and name not in role.targets:
                     raise SigningError(f"{name}: not signed, so there is nothing to revoke")
                 targets.targets.pop(name, None)
                 role.targets.pop(name, None)
+            self._renewed(targets, Targets.type, now)
+            # Held against the threshold before anything is written.
+            content = self._signed(targets, Targets.type, keys, self._load(Root, Root.type).signed)
             self._sign_weights_role(role, now)
+            self._write_file(self.metadata_directory / f"{targets.version}.{Targets.type}.json", content)
+            self.publish(now)
 
     def rotate_online_key(
         self, *, root_keys: Sequence[Signer], targets_keys: Sequence[Signer], now: datetime
     ) -> None:
         """Replace the online key, for one that was stolen or may have been. What it signed is forgotten.
 
+        The new key lies beside the old one until root and targets both name it, so one that was interrupted
+        is renewed by either key, and finished by asking again.
+
         Raises:
             SigningError: when the keys do not meet a threshold, or the disk does not take it.
         """
         with self.held():
-            old = self._online_key()
-            path = self._directory / ONLINE_KEY
-            fresh_path = path.with_suffix(".next.pem")
-            fresh_path.unlink(missing_ok=True)
-            fresh = make_key(fresh_path, None)
+            path = self._directory / NEXT_KEY
+            fresh = read_key(path, None) if path.exists() else make_key(path, None)
             root = self._load(Root, Root.type).signed
-            for role in (Snapshot.type, Timestamp.type):
-                root.revoke_key(old.public_key.keyid, role)
-                root.add_key(fresh.public_key, role)
             targets = self._load(Targets, Targets.type).signed
-            assert targets.delegations is not None
-            targets.revoke_key(old.public_key.keyid, ONLINE_ROLE)
-            targets.add_key(fresh.public_key, ONLINE_ROLE)
-            role_of_weights = self._load(Targets, ONLINE_ROLE).signed
-            role_of_weights.targets.clear()
+            for role in (Snapshot.type, Timestamp.type):
+                _name_only(root, role, fresh, root.roles[role].keyids)
+            _name_only(targets, ONLINE_ROLE, fresh, _delegated_keys(targets))
             self._renewed(root, Root.type, now)
             self._renewed(targets, Targets.type, now)
-            self._renewed(role_of_weights, ONLINE_ROLE, now)
-            # Both are held against their thresholds before anything is written.
+            # Both are held against their thresholds before either is written.
             content = [
-                (name, signed, self._signed(signed, name, keys, root))
+                (f"{signed.version}.{name}.json", self._signed(signed, name, keys, root))
                 for name, signed, keys in (
-                    (Root.type, root, root_keys),
                     (Targets.type, targets, targets_keys),
+                    (Root.type, root, root_keys),
                 )
             ]
-            for name, signed, data in content:
-                self._write_file(self.metadata_directory / f"{signed.version}.{name}.json", data)
-            fresh_path.replace(path)
-            self.write(role_of_weights, ONLINE_ROLE, [fresh])
+            for name, data in content:
+                self._write_file(self.metadata_directory / name, data)
             self.publish(now)
 
     def renew_online(self, now: datetime) -> None:
@@ -298,7 +298,8 @@ class SignedRepository:
 
     def publish(self, now: datetime) -> None:
         """A new snapshot of what there is, and a new timestamp of it."""
-        online = [self._online_key()]
+        self._settle(now)
+        online = [self._key_of(Timestamp.type)]
         meta = {}
         for role in (Targets.type, ONLINE_ROLE):
             name = self._name_of(role)
@@ -332,7 +333,7 @@ class SignedRepository:
 
     def _sign_weights_role(self, role: Targets, now: datetime) -> None:
         self._renewed(role, ONLINE_ROLE, now)
-        self.write(role, ONLINE_ROLE, [self._online_key()])
+        self.write(role, ONLINE_ROLE, [self._key_of(ONLINE_ROLE)])
         crash_point("tuf.weights-written")
 
     def _renewed(self, signed: Signed, role: str, now: datetime) -> None:
@@ -356,8 +357,38 @@ class SignedRepository:
             raise SigningError(f"{role}: these keys do not meet its threshold: {error}") from error
         return metadata.to_bytes()
 
-    def _online_key(self) -> Signer:
-        return read_key(self._directory / ONLINE_KEY, None)
+    def _settle(self, now: datetime) -> None:
+        """Finish what a rotation, whole or interrupted, has left: signatures and files of the key before."""
+        try:
+            metadata = self._load(Targets, ONLINE_ROLE)
+            targets = self._load(Targets, Targets.type).signed
+            targets.verify_delegate(ONLINE_ROLE, metadata.signed_bytes, metadata.signatures)
+        except RepositoryError:
+            metadata.signed.targets.clear()
+            self._sign_weights_role(metadata.signed, now)
+        fresh = self._directory / NEXT_KEY
+        if fresh.exists():
+            keyid = read_key(fresh, None).public_key.keyid
+            if all(keyid in self._keys_of(role) for role in (Timestamp.type, ONLINE_ROLE)):
+                fresh.replace(self._directory / ONLINE_KEY)
+                sync_directory(fresh.parent)
+
+    def _key_of(self, role: str) -> Signer:
+        """The key on this disk that the metadata name for an online role."""
+        for path in (self._directory / ONLINE_KEY, self._directory / NEXT_KEY):
+            if path.exists():
+                key = read_key(path, None)
+                if key.public_key.keyid in self._keys_of(role):
+                    return key
+        raise SigningError(
+            f"{self._directory / ONLINE_KEY}: not the key that is named for {role}; put that one back, or "
+            "make another by `cloud-hub keys rotate`"
+        )
+
+    def _keys_of(self, role: str) -> list[str]:
+        if role == ONLINE_ROLE:
+            return _delegated_keys(self._load(Targets, Targets.type).signed)
+        return self._load(Root, Root.type).signed.roles[role].keyids
 
     def _load(self, kind: type[SignedT], role: str) -> Metadata[SignedT]:
         name = TIMESTAMP if role == Timestamp.type else self._name_of(role)
@@ -403,6 +434,20 @@ def _name(role: Targets, name: str, content: bytes, note: PartNote) -> None:
     target = TargetFile.from_data(name, content, ["sha256"])
     target.unrecognized_fields[CUSTOM] = msgspec.to_builtins(note)
     role.targets[name] = target
+
+
+def _delegated_keys(targets: Targets) -> list[str]:
+    if targets.delegations is None or targets.delegations.roles is None:
+        return []
+    return targets.delegations.roles[ONLINE_ROLE].keyids
+
+
+def _name_only(signed: Root | Targets, role: str, key: Signer, named: Sequence[str]) -> None:
+    """Have a role trust this key and no other; `named` are those that it trusts now."""
+    for keyid in list(named):
+        if keyid != key.public_key.keyid:
+            signed.revoke_key(keyid, role)
+    signed.add_key(key.public_key, role)
 
 
 def _version_of(name: str) -> int:

@@ -20,7 +20,12 @@ from cloud_hub.__main__ import main
 from cloud_hub.errors import SigningError
 from cloud_hub.registry import release_directory
 from cloud_hub.releases.keys import make_key, read_key
-from cloud_hub.releases.repository import ONLINE_KEY, SignedRepository, create_repository
+from cloud_hub.releases.repository import (
+    NEXT_KEY,
+    ONLINE_KEY,
+    SignedRepository,
+    create_repository,
+)
 from cloud_hub.store.database import Database
 from cloud_hub.store.releases import insert_release
 from cloud_hub.store.schema import acts as acts_table
@@ -157,7 +162,7 @@ def test_a_stolen_online_key_is_replaced_and_what_it_signed_is_forgotten(hub, bo
     ask(board)
     fresh = (hub.directory / ONLINE_KEY).read_bytes()
     (hub.directory / ONLINE_KEY).write_bytes(stolen)
-    with pytest.raises(SigningError, match="threshold"):
+    with pytest.raises(SigningError, match="not the key that is named for timestamp"):
         hub.repository.renew_online(NOW)
     (hub.directory / ONLINE_KEY).write_bytes(fresh)
     hub.repository.renew_online(NOW)
@@ -171,6 +176,48 @@ def test_renewed_daily_nothing_expires_that_the_hub_can_renew(hub, tmp_path):
         hub.repository.renew_online(NOW + day * DAY)
     fresh = Trust(tmp_path / "fresh", root=hub.repository.first_root(), stream=hub.stream, clock=Clock())
     assert ask(fresh, BETTER).release == 2
+
+
+def test_a_revocation_that_is_refused_changes_nothing(hub, board):
+    hub.sign()
+    hub.sign_online()
+    with pytest.raises(SigningError, match="threshold"):
+        hub.repository.revoke([weights_target("tiny", sha256(BETTER))], keys=hub.targets_keys[:1], now=NOW)
+    hub.repository.renew_online(NOW)
+    assert ask(board, BETTER).release == 2
+
+
+@pytest.mark.parametrize("write", range(1, 8))
+def test_a_rotation_that_is_killed_is_renewed_by_the_hub_and_finished_by_asking_again(
+    hub, board, write, tmp_path
+):
+    hub.sign()
+    hub.sign_online()
+    ask(board, BETTER)
+    old = (hub.directory / ONLINE_KEY).read_bytes()
+    program = (
+        "import sys, datetime, pathlib; from cloud_hub.releases.keys import read_key;"
+        "from cloud_hub.releases.repository import SignedRepository;"
+        "d = pathlib.Path(sys.argv[1]); keys = [read_key(d / f'offline/{n}.pem', b'secret') for n in range(4)];"
+        "SignedRepository(d / 'tuf').rotate_online_key(root_keys=keys[:2], targets_keys=keys[2:],"
+        "now=datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=os.environ | {"EDGE_CRASH_AT": f"durable.after-rename:{write}"},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    # Six files are written: the key, targets, root, weights, snapshot, timestamp.
+    assert done.returncode == (-9 if write <= 6 else 0)
+    hub.repository.renew_online(NOW)
+    ask(board)
+    hub.repository.rotate_online_key(root_keys=hub.root_keys, targets_keys=hub.targets_keys, now=NOW)
+    assert (hub.directory / ONLINE_KEY).read_bytes() != old
+    assert not (hub.directory / NEXT_KEY).exists()
+    ask(board)
+    with pytest.raises(RefusedError, match="signed by nobody"):
+        ask(board, BETTER)
 
 
 @pytest.mark.parametrize("point", ["tuf.targets-written", "tuf.snapshot-written", "durable.before-rename:3"])
