@@ -42,9 +42,11 @@ class Intake:
         *,
         max_messages: int = MAX_MESSAGES,
         max_bytes: int = MAX_BYTES,
+        max_aside: int = MAX_ASIDE,
         is_status: Callable[[str], bool] = lambda topic: topic.endswith("/up/status"),
     ) -> None:
         self._is_status = is_status
+        self._max_aside = max_aside
         # By topic, in the order of arrival: who speaks again goes to the end.
         self._aside: dict[str, Taken] = {}
         self._aside_bytes = 0
@@ -98,13 +100,17 @@ class Intake:
     def _put_aside(self, message: Taken) -> bool:
         if not self._is_status(message.topic) or len(message.payload) > MAX_STATUS_BYTES:
             return False
-        before = self._aside.pop(message.topic, None)
-        self._aside_bytes -= 0 if before is None else len(before.payload) + _OVERHEAD_BYTES
-        size = len(message.payload) + _OVERHEAD_BYTES
-        if len(self._aside) >= MAX_ASIDE or self._aside_bytes + size > MAX_ASIDE_BYTES:
+        before = self._aside.get(message.topic)
+        grown = (
+            len(message.payload) - len(before.payload) if before else len(message.payload) + _OVERHEAD_BYTES
+        )
+        if (before is None and len(self._aside) >= self._max_aside) or (
+            self._aside_bytes + grown > MAX_ASIDE_BYTES
+        ):
             return False
+        self._aside.pop(message.topic, None)
         self._aside[message.topic] = message
-        self._aside_bytes += size
+        self._aside_bytes += grown
         return True
 
     def _next(self) -> Taken:

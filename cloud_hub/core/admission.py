@@ -177,6 +177,9 @@ def _check_case(case: Case, shape: Shape | None, max_bytes: int) -> tuple[Exit, 
         exits = unpack_exits(case.exits)
     except ProtocolError as error:
         raise RejectedError("exits", str(error)) from error
+    if case.reason is Reason.SHADOW and (case.audited or case.escalated):
+        # Drawn because two bundles differ: among the audits it would judge a network by its worst.
+        raise RejectedError("shadow", "a shadowed case is neither audited nor escalated")
     if not exits and case.reason is not Reason.FAILED:
         raise RejectedError("exits", "no exit was climbed, and the reason is not FAILED")
     if shape is not None and any(exit_.label >= shape.labels for exit_ in exits):

@@ -42,6 +42,7 @@ from cloud_hub.store.members import (
     note_late,
     note_updates,
 )
+from cloud_hub.store.release_reports import remove_old_vitals
 from cloud_hub.store.rounds import (
     ASKED,
     SeriesRow,
@@ -194,6 +195,7 @@ class Coordinator:
         bases = {digest for run in self._open_runs() for digest in run.open_bases}
         removed = self._store.database.run(lambda c: remove_old(c, now_ms=now_ms, open_bases=bases))
         self._store.blobs.remove(removed.packs)
+        self._store.database.run(lambda c: remove_old_vitals(c, now_ms=now_ms))
         if removed.rows:
             log.info("old updates and training bases removed count=%d", removed.rows)
 

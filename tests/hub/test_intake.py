@@ -37,6 +37,16 @@ def test_aside_lies_the_newest_status_of_a_board_and_nothing_else():
     assert intake.not_taken == 2
 
 
+def test_when_nothing_fits_aside_the_older_status_stays_and_what_goes_is_counted():
+    intake = Intake(max_messages=1, max_aside=1)
+    assert intake.offer(case("a", 0))
+    assert intake.offer(status("a", 1))
+    assert not intake.offer(status("b", 2))
+    assert intake.not_taken == 1
+    assert intake.offer(status("a", 3))
+    assert drained(intake) == [case("a", 0), status("a", 3)]
+
+
 def test_a_closed_intake_takes_no_status_either():
     intake = Intake(max_messages=1)
     intake.close()
