@@ -186,6 +186,8 @@ class ReleasesConfig(Section, frozen=True):
     of the TUF root that this board trusts first. Downloads begin within `jitter_s` of being asked for, use at
     most `max_kbytes_per_s` (0: all there is), and pause outside of `hours` (local time, as `22:00-06:00`).
     A new bundle may take `max_latency_factor` of the old one's time and `max_memory_factor` of its memory.
+    While a release is judged, at most `max_shadow_per_hour` inputs are sent because it differs from the one
+    before.
     """
 
     enabled: bool = False
@@ -202,6 +204,7 @@ class ReleasesConfig(Section, frozen=True):
     min_probation_s: Annotated[float, Meta(ge=0, le=30 * 86400)] = 60.0
     max_probation_s: Annotated[float, Meta(gt=0, le=30 * 86400)] = 86400.0
     max_failed_share: Annotated[float, Meta(ge=0, le=1)] = 0.02
+    max_shadow_per_hour: Annotated[float, Meta(ge=0, le=10**6)] = 600.0
 
 
 class HttpConfig(Section, frozen=True):

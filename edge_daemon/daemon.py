@@ -33,14 +33,14 @@ from edge_daemon.errors import ModelError
 from edge_daemon.example_ledger import ExampleModel
 from edge_daemon.example_store import ExampleStore
 from edge_daemon.http_api import Health
-from edge_daemon.inference import InferenceThread
+from edge_daemon.inference import InferenceThread, Observe
 from edge_daemon.inlet.labels import LabelInlet
 from edge_daemon.inlet.mqtt import MqttInlet
 from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.metrics import Metrics
-from edge_daemon.models import Numbering, open_pipeline, open_pipelines, open_sources
+from edge_daemon.models import Numbering, open_ladder, open_pipeline, open_pipelines, open_sources
 from edge_daemon.past_life import note_start, note_stop, read_machine_boot
-from edge_daemon.pipeline import Outcome, Pipeline
+from edge_daemon.pipeline import Outcome, Pipeline, Sample
 from edge_daemon.ports import Clock
 from edge_daemon.results import Results
 from edge_daemon.sensors import read_rss_bytes
@@ -54,6 +54,7 @@ from edge_daemon.uplink import MqttUplink
 if TYPE_CHECKING:
     from edge_daemon.releases.swapper import Swapper
     from edge_daemon.releases.wiring import BoardReleases
+    from edge_daemon.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class Daemon:
                 on_round=None if self.examples is None else self._hear_round,
             )
         self.follower = self._make_follower()
+        self.shadow = None if releases is None else self._make_shadow(rng)
         self._inference = InferenceThread(
             self._pipelines,
             self.queue,
@@ -143,7 +145,7 @@ class Daemon:
             submit=self._submit,
             tally=self,
             on_failed=self._count_failed,
-            observe=None if self.examples is None else self.examples.observe,
+            observe=self._observers(),
         )
         self.swapper = None if releases is None else self._make_swapper(releases)
         self._crashes = 0
@@ -168,6 +170,8 @@ class Daemon:
             self.follower.start()
         if self.swapper is not None:
             self.swapper.start()
+        if self.shadow is not None:
+            self.shadow.start()
         if self.uplink is not None:
             self.uplink.start()
         self._inlet.session.start()
@@ -186,6 +190,8 @@ class Daemon:
             self.follower.stop()
         if not self._inference.stop(self._config.device.drain_s):
             log.warning("stopped with unanswered samples left=%d", len(self.queue))
+        if self.shadow is not None:
+            self.shadow.stop()
         if self.uplink is not None:
             self.uplink.stop(max(deadline_s - self._clock.monotonic_s(), 0.0))
         if self._spool is not None:
@@ -369,7 +375,38 @@ class Daemon:
             self._install,
             Reporter(self._config.device.id, self.boot, self._next_seq, self._spool, self._clock),
             self._now_serving,
+            lambda shadowing: None if self.shadow is None else self.shadow.hear(shadowing),
         )
+
+    def _make_shadow(self, rng: random.Random) -> Shadow:
+        from edge_daemon.shadow import Shadow, Surroundings
+
+        assert self._spool is not None
+        return Shadow(
+            Surroundings(
+                device=self._config.device.id,
+                boot=self.boot,
+                next_seq=self._next_seq,
+                spool=self._spool,
+                clock=self._clock,
+                open_ladder=lambda bundle: open_ladder(bundle, self._model_configs[bundle.graph.model]),
+            ),
+            lambda model: self._pipelines[model].bundle,
+            max_cases_per_hour=self._config.releases.max_shadow_per_hour,
+            rng=random.Random(rng.random()),  # noqa: S311 - no secret
+        )
+
+    def _observers(self) -> Observe | None:
+        """Whoever looks at answered samples, as one."""
+        looks = [each.observe for each in (self.examples, self.shadow) if each is not None]
+        if len(looks) < 2:
+            return looks[0] if looks else None
+
+        def observe(model: str, sample: Sample, outcome: Outcome) -> None:
+            for look in looks:
+                look(model, sample, outcome)
+
+        return observe
 
     def _install(self, bundle: Bundle) -> Future[Pipeline]:
         """Open a bundle beside the one that answers, on the thread that asks, and have it answer."""
@@ -425,13 +462,23 @@ class Daemon:
             swapper = self.swapper
             metrics.watch("swaps_committed", "Bundles swapped in since the start.", lambda: swapper.committed)
             metrics.watch("swaps_reverted", "Swaps that ended without it.", lambda: swapper.reverted)
+        if self.shadow is not None:
+            shadow = self.shadow
+            metrics.watch("shadow_pairs", "Samples that a second bundle answered.", lambda: shadow.pairs)
+            metrics.watch("shadow_differing", "Of these, otherwise.", lambda: shadow.differing)
+            metrics.watch("shadow_dropped", "Drawn for it, and not got to.", lambda: shadow.dropped)
         metrics.watch(
             "running_s",
             "Seconds since the start.",
             lambda: round(self._clock.monotonic_s() - self._started_s),
             is_total=False,
         )
-        metrics.watch("rss_bytes", "Memory of the daemon that is resident.", read_rss_bytes, is_total=False)
+        metrics.watch(
+            "rss_bytes",
+            "Memory of the daemon that is resident, without that of a bundle that is only compared.",
+            lambda: read_rss_bytes() - (0 if self.shadow is None else self.shadow.held_bytes),
+            is_total=False,
+        )
         metrics.watch(
             "crashes", "1 if this start followed a crash, else 0.", lambda: self._crashes, is_total=False
         )

@@ -9,8 +9,6 @@ Two files per model, `revert-asked` and what `state_file` writes, are all that i
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import logging
 import queue
 import threading
@@ -52,12 +50,14 @@ from edge_daemon.core.swap_events import (
 )
 from edge_daemon.core.swap_state import End, SwapLimits, SwapState
 from edge_daemon.errors import EdgeError, StoppedError
+from edge_daemon.memory import give_back_memory
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, ReleaseSource, Wanted
 from edge_daemon.releases.history import Entry, changes_of, note
 from edge_daemon.releases.state_file import Kept, load_state, save_state
 from edge_daemon.releases.trial import Trial, TriedAs
 from edge_daemon.releases.work import Worker
+from edge_daemon.shadow import Shadowing
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +89,6 @@ class ServedModel:
     installed_directory: Path
     serving: str
     how: TriedAs = field(default_factory=TriedAs)
-
-
-@dataclass(frozen=True, slots=True)
-class Shadowing:
-    """What the hub asks for besides a bundle, and what it applies to; the other bundle by its directory."""
-
-    asked: DesiredModel
-    serving: str
-    other_directory: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,13 +452,6 @@ class Swapper:
                         else None
                     )
                 )
-
-
-def give_back_memory() -> None:
-    """Return to the system what closed sessions held; glibc keeps it for itself otherwise."""
-    gc.collect()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _uncounted(state: SwapState) -> SwapState:

@@ -27,6 +27,7 @@ from edge_daemon.releases.downloader import open_downloader
 from edge_daemon.releases.state_file import DamagedStateError, read_state
 from edge_daemon.releases.swapper import Hands, ServedModel, Swapper
 from edge_daemon.releases.trial import Trial, TrialLimits, TriedAs
+from edge_daemon.shadow import Shadowing
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class BoardReleases:
         install: Callable[[Bundle], Future[Pipeline]],
         reporter: Reporter,
         on_served: Callable[[Bundle], None],
+        on_shadowing: Callable[[Shadowing], None],
     ) -> Swapper:
         """`serving`: what answers as it starts, by model."""
         releases = self._config.releases
@@ -134,6 +136,7 @@ class BoardReleases:
                 clock=self._clock,
                 machine_boot=read_machine_boot(),
                 on_served=on_served,
+                on_shadowing=on_shadowing,
             ),
             SwapLimits(
                 probation_samples=releases.probation_samples,

@@ -1,0 +1,310 @@
+"""Asks a second bundle what it would have said, on a share of live samples, in no answer's way.
+
+A coin picks the samples before anything of their outcome is looked at. The pair of answers is counted by
+scenes; where the two differ, the input goes to the hub as well, which says who was right. Audited samples are
+left out: the hub asks both bundles about those itself. What the thread does not get to is dropped as it comes
+and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.errors import CascadeError
+from edge_cascade.ladder import Ladder
+from edge_cascade.messages import (
+    Case,
+    DesiredModel,
+    DifferingPair,
+    Reason,
+    ShadowReport,
+    pack_exits,
+)
+from edge_cascade.tensors import encode_tensor
+from edge_daemon.core.scenes import Allowance, Scenes, select_reports
+from edge_daemon.core.spooling import case_item, shadow_item
+from edge_daemon.errors import EdgeError
+from edge_daemon.memory import give_back_memory
+from edge_daemon.pipeline import Outcome, Sample
+from edge_daemon.ports import Clock, Spool
+from edge_daemon.sensors import read_rss_bytes
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING: Final = 64
+LOOK_S: Final = 1.0
+STOP_S: Final = 5.0
+NICE: Final = 10
+"""Answers go first where there are few cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shadowing:
+    """What the hub asks for besides a bundle, and what it applies to; the other bundle by its directory."""
+
+    asked: DesiredModel
+    serving: str
+    other_directory: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a shadow works with: whose samples these are, and where reports and cases go."""
+
+    device: str
+    boot: bytes
+    next_seq: Callable[[], int]
+    spool: Spool
+    clock: Clock
+    open_ladder: Callable[[Bundle], Ladder]
+    """Opens a bundle as this board would serve it."""
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """Two bundles of a model at work."""
+
+    serving: Bundle
+    other: Bundle
+    ladder: Ladder
+    share: float
+    scenes: Scenes
+
+
+class _Drawn(msgspec.Struct, frozen=True):
+    model: str
+    sample: Sample
+    outcome: Outcome
+
+
+class Shadow:
+    """Compares until stopped; `start` and `stop` are called once each."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        served: Callable[[str], Bundle],
+        *,
+        max_cases_per_hour: float,
+        rng: random.Random,
+    ) -> None:
+        """`served`: the bundle that answers for a model now."""
+        self._around = around
+        self._served = served
+        self._rng = rng
+        self._allowance = Allowance(max_cases_per_hour)
+        self._shares: dict[str, tuple[str, float]] = {}
+        """By model the bundle that serves and the share of its samples, for the inference thread."""
+        self._comparisons: dict[str, _Comparison] = {}
+        self._asked: dict[str, Shadowing] = {}
+        self._lock = threading.Lock()
+        self._drawn: queue.Queue[_Drawn | None] = queue.Queue(MAX_WAITING)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
+        self.pairs = 0
+        self.differing = 0
+        self.dropped = 0
+        self.held_bytes = 0
+        """About what the other bundles take: it is not what the one that serves takes."""
+
+    # --- other threads -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin; the spool is open by now."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Compare what is drawn, report every scene, end."""
+        self._stopping.set()
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join(STOP_S)
+
+    def hear(self, shadowing: Shadowing) -> None:
+        """What is to be compared from now on (on the swapper's thread)."""
+        model = shadowing.asked.model
+        with self._lock:
+            # At once: pairs of what is no longer asked for would be pairs of other bundles.
+            self._shares.pop(model, None)
+            self._asked[model] = shadowing
+        self._wake()
+
+    def observe(self, model: str, sample: Sample, outcome: Outcome) -> None:
+        """Look at an answered sample (on the inference thread)."""
+        asked = self._shares.get(model)
+        if asked is None:
+            return
+        bundle, share = asked
+        # Chance first, then the outcome: see the module's head.
+        if self._rng.random() >= share or not self._allowance.allows(now_s=sample.received_s):
+            return
+        answer, climb, case = outcome.answer, outcome.climb, outcome.case
+        if answer is None or climb is None or climb.failed or answer.bundle != bundle:
+            # A stage that does not run is a matter of health.
+            return
+        if case is not None and case.audited:
+            return
+        try:
+            self._drawn.put_nowait(_Drawn(model, sample, outcome))
+        except queue.Full:
+            self.dropped += 1
+
+    # --- the thread ----------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        # Full: it is awake.
+        with contextlib.suppress(queue.Full):
+            self._drawn.put_nowait(None)
+
+    def _run(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        while True:
+            drawn = None
+            with contextlib.suppress(queue.Empty):
+                drawn = self._drawn.get(timeout=LOOK_S)
+            try:
+                self._turn(drawn)
+            except Exception:
+                # A defect in here must not keep anything from being compared later.
+                log.exception("defect while shadowing")
+            if self._stopping.is_set() and self._drawn.empty():
+                break
+        for comparison in self._comparisons.values():
+            self._report(comparison, is_last=True)
+
+    def _turn(self, drawn: _Drawn | None) -> None:
+        self._take_terms()
+        if drawn is not None:
+            self._compare(drawn)
+        for comparison in self._comparisons.values():
+            self._report(comparison)
+
+    def _take_terms(self) -> None:
+        while self._asked:
+            with self._lock:
+                model, shadowing = self._asked.popitem()
+            self._end(model)
+            comparison = self._begin(shadowing)
+            if comparison is None:
+                continue
+            with self._lock:
+                if model not in self._asked:
+                    self._comparisons[model] = comparison
+                    self._shares[model] = (comparison.serving.bundle_id, comparison.share)
+
+    def _begin(self, shadowing: Shadowing) -> _Comparison | None:
+        asked = shadowing.asked
+        if asked.shadow_ppm == 0 or shadowing.other_directory is None:
+            return None
+        held_bytes = read_rss_bytes()
+        try:
+            other = load_bundle(shadowing.other_directory)
+            if asked.bundle.hex() not in {shadowing.serving, other.bundle_id}:
+                # What the board serves, or has beside it, is not what is judged.
+                return None
+            ladder = self._around.open_ladder(other)
+        except (CascadeError, EdgeError, OSError, MemoryError) as error:
+            log.warning("not shadowed model=%s: %s", asked.model, error)
+            return None
+        serving = self._served(asked.model)
+        if serving.bundle_id != shadowing.serving:
+            # It was swapped meanwhile, and the swapper says so next.
+            return None
+        self.held_bytes += max(read_rss_bytes() - held_bytes, 0)
+        log.info(
+            "shadowing model=%s serving=%s other=%s share=%.3f",
+            asked.model, serving.bundle_id[:12], other.bundle_id[:12], asked.shadow_ppm / 1e6,
+        )  # fmt: skip
+        return _Comparison(serving, other, ladder, asked.shadow_ppm / 1e6, Scenes(asked.scene_s))
+
+    def _end(self, model: str) -> None:
+        ended = self._comparisons.pop(model, None)
+        if ended is None:
+            return
+        self._report(ended, is_last=True)
+        del ended
+        give_back_memory()
+        if not self._comparisons:
+            self.held_bytes = 0
+
+    def _compare(self, drawn: _Drawn) -> None:
+        comparison = self._comparisons.get(drawn.model)
+        answer, climb = drawn.outcome.answer, drawn.outcome.climb
+        assert answer is not None
+        assert climb is not None
+        if comparison is None or comparison.serving.bundle_id != answer.bundle:
+            return
+        sample = drawn.sample
+        try:
+            other = comparison.ladder.climb(sample.x)
+        except CascadeError as error:
+            log.debug("other bundle without an answer: %s", error)
+            return
+        if other.failed:
+            return
+        self.pairs += 1
+        differing = None
+        if other.answer.label != climb.answer.label:
+            self.differing += 1
+            seq = int(answer.id.rpartition("-")[2])
+            differing = DifferingPair(seq, climb.answer.label, other.answer.label)
+            if not answer.escalated:
+                # An escalated one is on its way already.
+                self._send(comparison, drawn, seq)
+        comparison.scenes.add(sample.sensor, differing, now_s=sample.received_s)
+
+    def _send(self, comparison: _Comparison, drawn: _Drawn, seq: int) -> None:
+        sample, answer, climb = drawn.sample, drawn.outcome.answer, drawn.outcome.climb
+        assert answer is not None
+        assert climb is not None
+        case = Case(
+            seq=seq,
+            sensor=sample.sensor,
+            taken_at_ms=sample.taken_at_ms,
+            point=answer.point,
+            exits=pack_exits(climb.exits),
+            escalated=False,
+            audit_ppm=0,
+            reason=Reason.SHADOW,
+            deferred=False,
+            uncertified=answer.uncertified,
+            tensor=encode_tensor(sample.x, comparison.serving.graph.wire),
+        )
+        self._allowance.charge()
+        self._around.spool.append(
+            case_item(
+                case,
+                boot=self._around.boot,
+                model=drawn.model,
+                bundle=bytes.fromhex(answer.bundle),
+                plan=answer.plan,
+            )
+        )
+
+    def _report(self, comparison: _Comparison, *, is_last: bool = False) -> None:
+        around, scenes = self._around, comparison.scenes
+        over = scenes.take_all() if is_last else scenes.take_over(now_s=around.clock.monotonic_s())
+        for some in select_reports(over):
+            report = ShadowReport(
+                device=around.device,
+                boot=around.boot,
+                seq=around.next_seq(),
+                model=comparison.serving.graph.model,
+                bundle=bytes.fromhex(comparison.serving.bundle_id),
+                other=bytes.fromhex(comparison.other.bundle_id),
+                scenes=some,
+            )
+            around.spool.append(shadow_item(report))
