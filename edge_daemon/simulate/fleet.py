@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Final
 
 import msgspec
@@ -23,10 +22,9 @@ from edge_cascade.backends.onnx import open_whole_model
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.codec import encode
 from edge_cascade.messages import Case, CaseBatch, Reason
-from edge_cascade.mqtt import Incoming, MqttSession
 from edge_cascade.preprocess import normalise
 from edge_cascade.shipped import find_bundle, shipped_model_dir
-from edge_cascade.tensors import decode_tensor, encode_tensor, through_wire
+from edge_cascade.tensors import decode_tensor, through_wire
 from edge_cascade.topics import DEFAULT_PREFIX, up_topic
 from edge_daemon.config import (
     AuditConfig,
@@ -42,21 +40,19 @@ from edge_daemon.config import (
 )
 from edge_daemon.daemon import Daemon
 from edge_daemon.errors import SimulationError
-from edge_daemon.simulate.brokers import BrokerKind, SiteBroker
+from edge_daemon.simulate.brokers import BrokerKind
 from edge_daemon.simulate.hub import SimulatedHub
 from edge_daemon.simulate.learning import Fresh, LearningReport, learning_report
 from edge_daemon.simulate.ledger import (
-    AnswerView,
     Keeping,
-    Ledger,
     Setting,
     SimulationReport,
     Traffic,
-    VerdictView,
     make_report,
 )
 from edge_daemon.simulate.sensors import Labelled, open_source
 from edge_daemon.simulate.series import HOLDOUT_SHARE, LEARNING_AUDITS, Series
+from edge_daemon.simulate.site import VirtualSite
 
 # How long the last answers and verdicts may take after the last sample and the end of an outage.
 SETTLE_S: Final = 60.0
@@ -103,17 +99,11 @@ class Fleet:
         self._directory = directory
         self._names = [f"board-{number:03d}" for number in range(scenario.devices)]
         self._bundle = load_bundle(find_bundle(scenario.model))
-        self._site = SiteBroker(kind, directory / "site")
+        self._site = VirtualSite(kind, directory / "site", self._bundle)
         share = HOLDOUT_SHARE if scenario.rounds else None
         self._hub = SimulatedHub(kind, directory / "hub", scenario.model, holdout_share=share)
         self._full: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
-        self._ledger = Ledger()
-        self._lock = Lock()
-        self._encoded: dict[tuple[str, str], bytes] = {}
         self._daemons: list[Daemon] = []
-        self._session = MqttSession(
-            self._site.address, "virtual-site", subscriptions=["results/#"], on_message=self._receive
-        )
 
     def run(self, watch: Callable[[Progress], None]) -> SimulationReport:
         """Run the scenario; `watch` is called a few times a second.
@@ -149,8 +139,8 @@ class Fleet:
             daemon = Daemon(self._config(name), rng=random.Random(rng.random()))
             self._daemons.append(daemon)
             daemon.start()
-        self._session.start()
-        self._wait_until(lambda: self._session.is_up and all(each.health().ready for each in self._daemons))
+        self._site.listen()
+        self._wait_until(lambda: self._site.is_up and all(each.health().ready for each in self._daemons))
 
     def _config(self, name: str) -> Config:
         scenario = self._scenario
@@ -201,7 +191,7 @@ class Fleet:
             for position, (name, source) in enumerate(zip(self._names, sources, strict=True)):
                 due_s = begin_s + (number - numbers.start + position / scenario.devices) / scenario.rate_hz
                 _sleep_until(due_s)
-                self._send(name, f"s{number}", next(source))
+                self._site.send(name, f"s{number}", next(source))
             elapsed_s = time.monotonic() - begin_s
             if not outage_over and not away and elapsed_s >= outage_at_s:
                 self._hub.stop_broker()
@@ -218,29 +208,6 @@ class Fleet:
             watch(self._progress(hub_away=True))
             time.sleep(0.1)
         self._hub.start_broker()
-
-    def _send(self, device: str, sensor: str, labelled: Labelled) -> None:
-        x, label = labelled
-        graph = self._bundle.graph
-        self._encoded[device, sensor] = encode_tensor(x, graph.wire)
-        with self._lock:
-            self._ledger.sent(device, sensor, graph.labels[label])
-        payload = x.astype("<f4").tobytes()
-        # None: the session's queue is full for a moment, or the site's broker is away.
-        while self._session.publish(f"sensors/{device}/{sensor}", payload, qos=1) is None:
-            time.sleep(0.005)
-
-    def _receive(self, message: Incoming) -> None:
-        now_s = time.monotonic()
-        levels = message.topic.split("/")
-        device, sensor = levels[1], levels[2]
-        with self._lock:
-            if levels[-1] == "verdict":
-                verdict = msgspec.json.decode(message.payload, type=VerdictView)
-                self._ledger.note_verdict(device, sensor, verdict, now_s=now_s)
-            else:
-                answer = msgspec.json.decode(message.payload, type=AnswerView)
-                self._ledger.note_answer(device, sensor, answer, now_s=now_s)
 
     def _settle(self, watch: Callable[[Progress], None]) -> None:
         deadline_s = time.monotonic() + SETTLE_S
@@ -289,18 +256,17 @@ class Fleet:
         return judge
 
     def _progress(self, *, hub_away: bool, rounds: str = "") -> Progress:
-        with self._lock:
-            ledger = self._ledger
-            return Progress(
-                total=self._scenario.devices * self._scenario.samples,
-                sent=len(ledger.entries),
-                answered=ledger.answered,
-                awaited_verdicts=ledger.awaited_verdicts,
-                verdicts=ledger.verdicts,
-                spooled=sum(daemon.spooled_rows() for daemon in self._daemons),
-                hub_away=hub_away,
-                rounds=rounds,
-            )
+        counted = self._site.counted()
+        return Progress(
+            total=self._scenario.devices * self._scenario.samples,
+            sent=counted.sent,
+            answered=counted.answered,
+            awaited_verdicts=counted.awaited_verdicts,
+            verdicts=counted.verdicts,
+            spooled=sum(daemon.spooled_rows() for daemon in self._daemons),
+            hub_away=hub_away,
+            rounds=rounds,
+        )
 
     def _conclude(self, seconds: float, series: Series | None) -> SimulationReport:
         for daemon in self._daemons:
@@ -318,7 +284,7 @@ class Fleet:
             redelivered=sum(each["duplicates"] for each in counters),
         )
         setting = Setting(self._scenario.model, self._scenario.devices, self._kind, seconds)
-        report = make_report(self._ledger, setting, traffic, keeping, self._cloud_labels())
+        report = make_report(self._site.ledger, setting, traffic, keeping, self._cloud_labels())
         if series is None:
             return report
         judge = self._judge_learning(series)
@@ -332,7 +298,7 @@ class Fleet:
         """Every sample in the batches, the encoding and the topics of a device that sends them all."""
         total = 0
         for name in self._names:
-            tensors = [tensor for (device, _), tensor in self._encoded.items() if device == name]
+            tensors = [tensor for (device, _), tensor in self._site.encoded.items() if device == name]
             for start in range(0, len(tensors), HubConfig().max_batch_items):
                 batch = tensors[start : start + HubConfig().max_batch_items]
                 total += len(encode(_whole_batch(name, self._bundle, start, batch)))
@@ -341,7 +307,7 @@ class Fleet:
 
     def _cloud_labels(self) -> dict[tuple[str, str], str]:
         labels: dict[tuple[str, str], str] = {}
-        for keys, x in _decoded_batches(self._encoded):
+        for keys, x in _decoded_batches(self._site.encoded):
             for key, label in zip(keys, self._full_labels(x), strict=True):
                 labels[key] = self._bundle.graph.labels[label]
         return labels
@@ -355,11 +321,10 @@ class Fleet:
         return found
 
     def _stop(self) -> None:
-        self._session.stop()
         for daemon in self._daemons:
             daemon.stop()
         self._hub.stop()
-        self._site.process.stop()
+        self._site.stop()
 
     def _wait_until(self, is_done: Callable[[], bool], timeout_s: float = 20.0) -> None:
         deadline_s = time.monotonic() + timeout_s

@@ -22,6 +22,7 @@ class AnswerView(msgspec.Struct, frozen=True):
     latency_us: int
     escalated: bool
     audited: bool
+    bundle: str = ""
 
 
 class VerdictView(msgspec.Struct, frozen=True):
@@ -43,6 +44,16 @@ class Entry:
     verdict_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Samples sent, answered, to be judged by the hub, and judged."""
+
+    sent: int
+    answered: int
+    awaited_verdicts: int
+    verdicts: int
+
+
 @dataclass(slots=True)
 class Ledger:
     """Entries by (device, sensor); a sensor of the simulation sends one sample and has a name of its own."""
@@ -51,6 +62,8 @@ class Ledger:
     answered: int = 0
     awaited_verdicts: int = 0
     verdicts: int = 0
+    by_bundle: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Answers by device and bundle."""
 
     def sent(self, device: str, sensor: str, true_label: str) -> None:
         """A sample is about to be published."""
@@ -64,6 +77,7 @@ class Ledger:
             return
         entry.answer, entry.answered_s = answer, now_s
         self.answered += 1
+        self.by_bundle[device, answer.bundle] += 1
         self.awaited_verdicts += answer.escalated or answer.audited
 
     def note_verdict(self, device: str, sensor: str, verdict: VerdictView, *, now_s: float) -> None:
@@ -73,6 +87,10 @@ class Ledger:
             entry.verdict_s = now_s
             self.verdicts += 1
         entry.verdict = verdict
+
+    def counted(self) -> Counted:
+        """How far it is."""
+        return Counted(len(self.entries), self.answered, self.awaited_verdicts, self.verdicts)
 
 
 class Accuracy(msgspec.Struct, frozen=True):
