@@ -29,6 +29,7 @@ Exit codes (`edge-daemon run`, `check-config`; sysexits.h is not used, its meani
     20  SpoolError at start; later ones are counted and lived with
     30  `--simulate` lost or duplicated something
     31  SimulationError
+    32  `--simulate --rollout`: the release ended otherwise than such a one should
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ EXIT_RELEASE: Final = 13
 EXIT_SPOOL: Final = 20
 EXIT_LOST: Final = 30
 EXIT_SIMULATION: Final = 31
+EXIT_UNEXPECTED: Final = 32
 
 
 class EdgeError(Exception):

@@ -79,6 +79,18 @@ class ChildProcess:
             process.kill()
             process.wait()
 
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        process = self._process
+        return process is not None and process.poll() is None
+
+    def kill(self) -> None:
+        """End it without a word; nothing happens if it has ended."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+
     def wait_until_listening(self, port: int) -> None:
         """Wait until the port is served.
 

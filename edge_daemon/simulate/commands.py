@@ -19,13 +19,15 @@ from rich.table import Table
 from edge_cascade.durable import write_durably
 from edge_cascade.shipped import shipped_models
 from edge_daemon.arguments import between
-from edge_daemon.errors import EXIT_LOST, EXIT_OK, SimulationError
-from edge_daemon.simulate.brokers import available_broker
+from edge_daemon.errors import EXIT_LOST, EXIT_OK, EXIT_UNEXPECTED, SimulationError
+from edge_daemon.simulate.brokers import BrokerKind, available_broker
+from edge_daemon.simulate.rollout_kinds import KINDS
 
 if TYPE_CHECKING:
     from edge_daemon.simulate.fleet import Progress
     from edge_daemon.simulate.learning import LearningReport
     from edge_daemon.simulate.ledger import SimulationReport
+    from edge_daemon.simulate.rollout_report import RolloutReport
 
 REFRESH_S: Final = 0.2
 
@@ -39,12 +41,13 @@ def simulate(arguments: Sequence[str]) -> int:
     Raises:
         EdgeError: for what is missing or does not start.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.rollout is not None and (options.rounds or options.outage or options.drift):
+        parser.error("--rollout goes with none of --rounds, --outage and --drift")
     missing = [name for name in ("sqlalchemy", "onnx") if importlib.util.find_spec(name) is None]
     if missing:
         raise SimulationError("--simulate runs a hub: install edge-daemon[hub]")
-    from edge_daemon.simulate.fleet import Fleet, Scenario
-
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s %(message)s")
     kind = available_broker()
     console = Console(stderr=True)
@@ -52,6 +55,14 @@ def simulate(arguments: Sequence[str]) -> int:
         f"{options.model}: {options.devices} boards, {options.samples} samples each at {options.rate:g}/s; "
         f"broker: {'mosquitto' if kind == 'mosquitto' else 'embedded (mosquitto is not installed)'}"
     )
+    if options.rollout is not None:
+        return _simulate_rollout(options, kind, console)
+    return _simulate_fleet(options, kind, console)
+
+
+def _simulate_fleet(options: argparse.Namespace, kind: BrokerKind, console: Console) -> int:
+    from edge_daemon.simulate.fleet import Fleet, Scenario
+
     scenario = Scenario(
         options.model,
         options.devices,
@@ -67,13 +78,36 @@ def simulate(arguments: Sequence[str]) -> int:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             report = fleet.run(_Watcher(live))
     _print_report(Console(), report)
-    if options.json is not None:
-        content = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-        try:
-            write_durably(options.json, content)
-        except OSError as error:
-            raise SimulationError(f"--json {options.json}: {error.strerror}") from error
+    _write_json(options.json, report)
     return EXIT_LOST if report.lost or report.duplicates else EXIT_OK
+
+
+def _simulate_rollout(options: argparse.Namespace, kind: BrokerKind, console: Console) -> int:
+    from edge_daemon.simulate.rollout import RolloutFleet, RolloutScenario
+    from edge_daemon.simulate.rollout_view import RolloutWatcher, print_rollout
+
+    scenario = RolloutScenario(
+        options.rollout, options.model, options.devices, options.samples, options.rate, options.seed
+    )
+    with tempfile.TemporaryDirectory(prefix="edge-daemon-") as directory:
+        fleet = RolloutFleet(scenario, kind, Path(directory))
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            report = fleet.run(RolloutWatcher(live))
+    print_rollout(Console(), report)
+    _write_json(options.json, report)
+    if report.lost:
+        return EXIT_LOST
+    return EXIT_OK if report.is_as_expected else EXIT_UNEXPECTED
+
+
+def _write_json(path: Path | None, report: SimulationReport | RolloutReport) -> None:
+    if path is None:
+        return
+    content = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    try:
+        write_durably(path, content)
+    except OSError as error:
+        raise SimulationError(f"--json {path}: {error.strerror}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="after half of the samples, N rounds of federated averaging from verdicts alone",
+    )
+    parser.add_argument(
+        "--rollout",
+        choices=KINDS,
+        default=None,
+        help="after these samples, a signed release that is such goes through the fleet, wave by wave",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     return parser

@@ -30,8 +30,15 @@ class SimulatedHub:
     """`cloud-hub run` and the broker that it shares with the fleet, set up by the hub's own commands."""
 
     def __init__(
-        self, kind: BrokerKind, directory: Path, model: str, *, holdout_share: float | None = None
+        self,
+        kind: BrokerKind,
+        directory: Path,
+        model: str,
+        *,
+        holdout_share: float | None = None,
+        rollouts: Mapping[str, object] | None = None,
     ) -> None:
+        """`rollouts`: that section of the hub's configuration."""
         directory.mkdir(parents=True)
         self.state_dir = directory / "state"
         self._kind = kind
@@ -52,7 +59,14 @@ class SimulatedHub:
         hub: dict[str, object] = {"state_dir": str(self.state_dir)}
         if holdout_share is not None:
             hub["holdout_share"] = holdout_share
-        self._config.write_text(_toml(hub, self._http_port, broker, model), encoding="utf-8")
+        tables: dict[str, Mapping[str, object]] = {
+            "hub": hub,
+            "http": {"port": self._http_port},
+            "broker": broker,
+            "rollouts": rollouts or {},
+            "log": {"level": "warning"},
+        }
+        self._config.write_text(_toml(tables, model), encoding="utf-8")
         self._hub = ChildProcess(
             "cloud-hub",
             [sys.executable, "-m", "cloud_hub", "run", "--config", str(self._config)],
@@ -60,6 +74,7 @@ class SimulatedHub:
         )
         self._broker: ChildProcess | None = None
         self._token = ""
+        self._signing: tuple[str, ...] = ()
 
     def _password_of(self, account: str) -> Path:
         if self._kind == "mosquitto" and account == "hub":
@@ -125,10 +140,7 @@ class SimulatedHub:
 
     def case_ids(self) -> list[str]:
         """The id of every case that the hub holds, through its REST interface."""
-        ids = []
-        for page in self._pages("/v1/cases", "cases"):
-            ids += [f"{case['boot']}-{case['seq']}" for case in page]
-        return ids
+        return [f"{case['boot']}-{case['seq']}" for case in self.cases()]
 
     def stats(self) -> dict[str, Any]:
         """What `/v1/stats` says."""
@@ -160,6 +172,50 @@ class SimulatedHub:
         """The id of the bundle of a release."""
         return str(self._get(f"/v1/releases/{release}")["bundle"])
 
+    # --- releases ------------------------------------------------------------------------------------------
+
+    @property
+    def fleet_url(self) -> str:
+        """Where boards fetch releases: their `releases.url`."""
+        return f"http://127.0.0.1:{self._http_port}/v1/fleet"
+
+    def make_keys(self) -> tuple[Path, Path]:
+        """Keys for releases, once the hub runs; the files of what a board trusts first, and of its token."""
+        passphrase = self._secrets / "passphrase"
+        passphrase.write_text("of a simulation\n", encoding="utf-8")
+        self._signing = ("--passphrase-file", str(passphrase))
+        self._command("keys", "init", "--offline", str(self._secrets / "keys"), *self._signing)
+        root, token = self._secrets / "root.json", self._secrets / "fetch-token"
+        root.write_text(self._command("keys", "root"), encoding="utf-8")
+        token.write_text(
+            self._command("token", "create", "boards", "--scope", "fetch").strip(), encoding="utf-8"
+        )
+        return root, token
+
+    def add_release(self, bundle: Path) -> str:
+        """Register a bundle and sign it by the offline keys; the number of the release."""
+        self._command("release", "add", str(bundle))
+        release = str(self._get("/v1/releases?limit=1")["releases"][0]["id"])
+        key = self._secrets / "keys" / "targets-1.pem"
+        self._command("release", "sign", release, "--key", str(key), *self._signing)
+        return release
+
+    def start_rollout(self, release: str, plan: Mapping[str, object]) -> str:
+        """Begin a rollout by this plan (see docs/rollouts.md); its id."""
+        path = self._directory / "plan.json"
+        path.write_text(json.dumps(plan), encoding="utf-8")
+        return self._command("rollout", "start", release, "--waves", str(path)).split()[-1]
+
+    def rollout(self, rollout: str) -> dict[str, Any]:
+        """A rollout as `/v1/rollouts/{rollout}` shows it."""
+        return self._get(f"/v1/rollouts/{rollout}")
+
+    def cases(self) -> list[dict[str, Any]]:
+        """Every case that the hub holds."""
+        return [case for page in self._pages("/v1/cases", "cases") for case in page]
+
+    # --- underneath ----------------------------------------------------------------------------------------
+
     def _pages(self, path: str, key: str) -> Iterator[list[dict[str, Any]]]:
         cursor = ""
         while True:
@@ -185,18 +241,19 @@ class SimulatedHub:
     def _command(self, *arguments: str) -> str:
         from cloud_hub.__main__ import main
 
-        out, err = io.StringIO(), io.StringIO()
+        # Some commands print text, some bytes.
+        printed, err = io.BytesIO(), io.StringIO()
+        out = io.TextIOWrapper(printed, encoding="utf-8", write_through=True)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([*arguments, "--config", str(self._config)])
         if code != 0:
             raise SimulationError(f"cloud-hub {' '.join(arguments)}: {err.getvalue().strip()}")
-        return out.getvalue()
+        return printed.getvalue().decode("utf-8")
 
 
-def _toml(hub: dict[str, object], http_port: int, broker: dict[str, object], model: str) -> str:
-    lines = ["[hub]"]
-    lines += [f"{key} = {json.dumps(value)}" for key, value in hub.items()]
-    lines += ["[http]", f"port = {http_port}", "[broker]"]
-    lines += [f"{key} = {json.dumps(value)}" for key, value in broker.items()]
-    lines += ["[[models]]", f"bundle = {json.dumps(model)}", "[log]", 'level = "warning"', ""]
-    return "\n".join(lines)
+def _toml(tables: Mapping[str, Mapping[str, object]], model: str) -> str:
+    lines = ["[[models]]", f"bundle = {json.dumps(model)}"]
+    for name, table in tables.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return "\n".join([*lines, ""])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from edge_cascade.bundle import Bundle, StageModel
 from edge_cascade.onnx_file import inspect_model
+from edge_cascade.policy import Precision
 from edge_cascade.tensors import through_wire
 from edge_daemon.errors import SimulationError
+from edge_daemon.simulate.rollout_kinds import Kind
 from edge_daemon.simulate.sensors import open_source
 
 if TYPE_CHECKING:
     from cloud_hub.candidates.requantise import Network
-
-Kind = Literal["good", "bad", "crash", "slow", "drifted"]
 
 REPRESENTATIVE: Final = 256
 JUDGED: Final = 1_500
@@ -38,15 +38,16 @@ EQUAL_NOISE: Final = 0.004
 MIN_DROP: Final = 0.05
 MAX_DROP: Final = 0.12
 """How much worse a bad release is."""
+SLOW_SIZE: Final = 128
 SLOW_ROUNDS: Final = 250
-"""Of a 64 x 64 product that is multiplied by nothing in the end: tens of milliseconds on a small core."""
+"""Products of square matrices that are multiplied by nothing in the end: many milliseconds."""
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class MadeRelease:
-    """Where the bundle is, and by how much it is worse than the shipped one on samples of this world, 0..1."""
+    """Where the bundle is, and by how much it is worse than the shipped one on samples of this kind, 0..1."""
 
     directory: Path
     bundle: str
@@ -77,7 +78,7 @@ def make_release(kind: Kind, bundle: Bundle, directory: Path, *, seed: int) -> M
 
 
 def _for_onnxruntime(bundle: Bundle) -> Bundle:
-    """Without the stages for LiteRT, whose files would have to be made anew, and which no virtual board runs."""
+    """Without the stages for LiteRT, which no virtual board runs."""
     stages = tuple(msgspec.structs.replace(stage, litert={}) for stage in bundle.graph.stages)
     models = {key: replace(stage, litert=None) for key, stage in bundle.stage_models.items()}
     graph = msgspec.structs.replace(bundle.graph, stages=stages)
@@ -131,7 +132,7 @@ class _Maker:
         """Of the accuracy of the gate's answers."""
         return self._accuracy(self._bundle.stage_models) - self._accuracy(network.stages.models)
 
-    def _accuracy(self, stages: Mapping[tuple[int, str], StageModel]) -> float:
+    def _accuracy(self, stages: Mapping[tuple[int, Precision], StageModel]) -> float:
         from edge_cascade.backends.onnx import OnnxStage
         from edge_cascade.ladder import Ladder
 
@@ -149,47 +150,7 @@ def _slowed(network: Network) -> Network:
 
 
 def _slowed_stage(stage: StageModel) -> StageModel:
-    """The stage behind a detour that takes time and adds nothing."""
-    import onnx
-    from onnx import TensorProto, helper
+    from cloud_hub.builder.graphs.detour import with_detour
 
-    model = onnx.load_from_string(stage.model)
-    graph = model.graph
-    given = graph.input[0].name
-
-    def integers(name: str, values: list[int]) -> str:
-        graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
-        return name
-
-    flat = integers("slow/flat", [1, -1])
-    first, last, axis = integers("slow/0", [0]), integers("slow/64", [64]), integers("slow/axis", [1])
-    column, row = integers("slow/column", [64, 1]), integers("slow/row", [1, 64])
-    graph.initializer.append(helper.make_tensor("slow/nothing", TensorProto.FLOAT, [], [0.0]))
-    nodes = [
-        helper.make_node("Reshape", [given, flat], ["slow/all"]),
-        helper.make_node("Slice", ["slow/all", first, last, axis], ["slow/some"]),
-        helper.make_node("Reshape", ["slow/some", column], ["slow/columns"]),
-        helper.make_node("Reshape", ["slow/some", row], ["slow/rows"]),
-        helper.make_node("MatMul", ["slow/columns", "slow/rows"], ["slow/product"]),
-        helper.make_node("Softmax", ["slow/product"], ["slow/x0"], axis=1),
-    ]
-    for number in range(SLOW_ROUNDS):
-        here, product, there = f"slow/x{number}", f"slow/p{number}", f"slow/x{number + 1}"
-        nodes += [
-            helper.make_node("MatMul", [here, here], [product]),
-            helper.make_node("Softmax", [product], [there], axis=1),
-        ]
-    nodes += [
-        helper.make_node("ReduceMean", [f"slow/x{SLOW_ROUNDS}"], ["slow/mean"], keepdims=0),
-        helper.make_node("Mul", ["slow/mean", "slow/nothing"], ["slow/zero"]),
-        helper.make_node("Add", [given, "slow/zero"], ["slow/given"]),
-    ]
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == given:
-                node.input[index] = "slow/given"
-    nodes += list(graph.node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    content = model.SerializeToString(deterministic=True)
+    content = with_detour(stage.model, size=SLOW_SIZE, rounds=SLOW_ROUNDS)
     return replace(stage, model=content, summary=inspect_model(content))
