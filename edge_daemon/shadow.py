@@ -248,6 +248,9 @@ class Shadow:
         if comparison is None or comparison.serving.bundle_id != answer.bundle:
             return
         sample = drawn.sample
+        if not comparison.scenes.has_room(sample.sensor, now_s=sample.received_s):
+            self.dropped += 1
+            return
         try:
             other = comparison.ladder.climb(sample.x)
         except CascadeError as error:

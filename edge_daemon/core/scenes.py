@@ -1,7 +1,8 @@
 """Scenes of shadowed pairs, and how many inputs they may cost. No I/O, no clock, no chance.
 
-A scene is what one sensor showed in one stretch of time. Nothing here that ends a scene or leaves a pair out
-looks at how the pair came out: what is reported stays a fair draw of what the sensors showed.
+A scene is what one sensor showed in one stretch of time. It is one reason for whoever judges, however many
+pairs it has: so a stretch is never cut into several scenes, and pairs beyond a bound are not drawn. Nothing
+here that leaves a pair out looks at how it came out: what is reported stays a fair draw.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Final
 from edge_cascade.messages import DifferingPair, ShadowScene
 
 MAX_PAIRS: Final = 1024
-"""Of one scene; more than a report may say to differ."""
-MAX_OPEN: Final = 1024
-"""Scenes at once; beyond, the one that began first ends early."""
+"""Of one scene; more than that a report could not say to differ."""
+MAX_OPEN: Final = 4096
+"""Scenes at once; a sensor beyond waits until one is over."""
 MAX_SCENES_A_REPORT: Final = 256
 MAX_DIFFERING_A_REPORT: Final = 4096
 
@@ -36,19 +37,20 @@ class Scenes:
         self._open: dict[str, _Scene] = {}
         self._over: list[ShadowScene] = []
 
-    def add(self, sensor: str, differing: DifferingPair | None, *, now_s: float) -> None:
-        """Count a pair; `differing` is None where both bundles said the same."""
+    def has_room(self, sensor: str, *, now_s: float) -> bool:
+        """Whether a pair of this sensor may be added; ask before anybody knows how it comes out."""
         self._end_those_over(now_s)
         scene = self._open.get(sensor)
+        return len(self._open) < MAX_OPEN if scene is None else scene.pairs < MAX_PAIRS
+
+    def add(self, sensor: str, differing: DifferingPair | None, *, now_s: float) -> None:
+        """Count a pair for which there was room; `differing` is None where both bundles said the same."""
+        scene = self._open.get(sensor)
         if scene is None:
-            if len(self._open) >= MAX_OPEN:
-                self._end(next(iter(self._open)))
             scene = self._open[sensor] = _Scene(now_s)
         scene.pairs += 1
         if differing is not None:
             scene.differing.append(differing)
-        if scene.pairs >= MAX_PAIRS:
-            self._end(sensor)
 
     def take_over(self, *, now_s: float) -> list[ShadowScene]:
         """The scenes that are over and were not taken before."""

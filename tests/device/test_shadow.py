@@ -49,12 +49,20 @@ pytestmark = pytest.mark.filterwarnings("error")
 # --- scenes --------------------------------------------------------------------------------------------
 
 
+def add(scenes, sensor, differing, now_s):
+    """As whoever draws does it; whether there was room."""
+    has_room = scenes.has_room(sensor, now_s=now_s)
+    if has_room:
+        scenes.add(sensor, differing, now_s=now_s)
+    return has_room
+
+
 def test_scene_ends_when_its_time_is_over_and_not_before():
     scenes = Scenes(300.0)
-    scenes.add("a", None, now_s=0.0)
-    scenes.add("b", None, now_s=100.0)
+    add(scenes, "a", None, 0.0)
+    add(scenes, "b", None, 100.0)
     pair = DifferingPair(7, 1, 2)
-    scenes.add("a", pair, now_s=299.0)
+    add(scenes, "a", pair, 299.0)
 
     assert scenes.take_over(now_s=299.9) == []
     assert scenes.take_over(now_s=300.0) == [ShadowScene("a", 2, [pair])]
@@ -64,19 +72,24 @@ def test_scene_ends_when_its_time_is_over_and_not_before():
 
 def test_pair_after_the_end_of_a_scene_begins_another():
     scenes = Scenes(10.0)
-    scenes.add("a", None, now_s=0.0)
-    scenes.add("a", None, now_s=10.0)
+    add(scenes, "a", None, 0.0)
+    add(scenes, "a", None, 10.0)
 
     assert scenes.take_all() == [ShadowScene("a", 1, []), ShadowScene("a", 1, [])]
 
 
-def test_scene_with_as_many_pairs_as_a_report_can_hold_ends_whatever_they_said():
+@pytest.mark.parametrize("differs", [True, False])
+def test_a_fast_sensor_has_one_scene_a_stretch_and_no_more_pairs_than_a_report_holds(differs):
     scenes = Scenes(300.0)
-    for seq in range(MAX_PAIRS + 1):
-        scenes.add("a", DifferingPair(seq, 0, 1), now_s=0.0)
+    pairs = [DifferingPair(seq, 0, 1) if differs else None for seq in range(MAX_PAIRS + 10)]
+    taken = [add(scenes, "a", pair, 1.0) for pair in pairs]
 
-    first, second = scenes.take_all()
-    assert (first.pairs, len(first.differing), second.pairs) == (MAX_PAIRS, MAX_PAIRS, 1)
+    assert taken == [True] * MAX_PAIRS + [False] * 10
+    assert not scenes.has_room("a", now_s=300.9)
+    assert scenes.has_room("b", now_s=300.9)
+    assert scenes.has_room("a", now_s=301.0)
+    (scene,) = scenes.take_over(now_s=301.0)
+    assert (scene.pairs, len(scene.differing)) == (MAX_PAIRS, MAX_PAIRS if differs else 0)
 
 
 @given(
@@ -89,7 +102,7 @@ def test_no_pair_is_lost_or_counted_twice(pairs):
     scenes, now_s, told = Scenes(30.0), 0.0, []
     for seq, (sensor, differs, later_s) in enumerate(pairs):
         now_s += later_s
-        scenes.add(str(sensor), DifferingPair(seq, 0, 1) if differs else None, now_s=now_s)
+        assert add(scenes, str(sensor), DifferingPair(seq, 0, 1) if differs else None, now_s)
         if seq % 7 == 0:
             told += scenes.take_over(now_s=now_s)
     told += scenes.take_all()
@@ -99,12 +112,14 @@ def test_no_pair_is_lost_or_counted_twice(pairs):
     assert seqs == [seq for seq, (_, differs, _) in enumerate(pairs) if differs]
 
 
-def test_open_scenes_are_bounded_and_the_oldest_ends_first():
-    scenes = Scenes(1e9)
-    for sensor in range(MAX_OPEN + 2):
-        scenes.add(str(sensor), None, now_s=float(sensor))
+def test_open_scenes_are_bounded_and_a_sensor_beyond_waits_for_one_to_end():
+    scenes = Scenes(100.0)
+    taken = [add(scenes, str(sensor), None, 1.0) for sensor in range(MAX_OPEN + 2)]
 
-    assert [scene.sensor for scene in scenes.take_over(now_s=1e4)] == ["0", "1"]
+    assert taken == [True] * MAX_OPEN + [False] * 2
+    assert scenes.has_room("0", now_s=1.0)
+    assert scenes.has_room(str(MAX_OPEN), now_s=101.0)
+    assert len(scenes.take_over(now_s=101.0)) == MAX_OPEN
 
 
 @given(st.lists(st.integers(0, 1024), max_size=700))
