@@ -127,10 +127,14 @@ class SpoolConfig(Section, frozen=True):
 
 
 class AuditConfig(Section, frozen=True):
-    """The share of samples that is sent whatever the gate says, and its cap."""
+    """The share of samples that is sent whatever the gate says, and its caps.
+
+    While a release is judged the hub may ask for a larger share; then `max_raised_per_hour` is the cap.
+    """
 
     rate: Annotated[float, Meta(ge=0, le=1)] = 0.01
     max_per_hour: Annotated[float, Meta(ge=0, le=1e9)] = 60.0
+    max_raised_per_hour: Annotated[float, Meta(ge=0, le=1e9)] = 600.0
 
 
 class TrainingConfig(Section, frozen=True):

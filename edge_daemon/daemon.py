@@ -43,7 +43,7 @@ from edge_daemon.past_life import note_start, note_stop, read_machine_boot
 from edge_daemon.pipeline import Outcome, Pipeline, Sample
 from edge_daemon.ports import Clock
 from edge_daemon.results import Results
-from edge_daemon.sensors import read_rss_bytes
+from edge_daemon.sensors import read_milli_celsius, read_rss_bytes
 from edge_daemon.spool import SqliteSpool
 from edge_daemon.training.follower import Follower
 from edge_daemon.training.inbox import Surroundings
@@ -479,6 +479,7 @@ class Daemon:
             lambda: read_rss_bytes() - (0 if self.shadow is None else self.shadow.held_bytes),
             is_total=False,
         )
+        metrics.watch("celsius_milli", "Of the hottest sensor.", read_milli_celsius, is_total=False)
         metrics.watch(
             "crashes", "1 if this start followed a crash, else 0.", lambda: self._crashes, is_total=False
         )

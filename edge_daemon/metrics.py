@@ -22,6 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from edge_cascade.health_keys import HEALTH_KEYS
 from edge_daemon.core.examples import ExampleCounts
 from edge_daemon.core.spooling import SpoolCounts
 
@@ -161,9 +162,16 @@ class Metrics:
         """Read the example store's numbers whenever asked."""
         self._sources.append(lambda: _example_readings(counts()))
 
-    def watch(self, name: str, help_text: str, read: Callable[[], int], *, is_total: bool = True) -> None:
-        """Read one more number whenever asked: a queue's depth, a counter kept elsewhere."""
-        self._sources.append(lambda: [Reading(PREFIX + name, help_text, read(), is_total)])
+    def watch(
+        self, name: str, help_text: str, read: Callable[[], int | None], *, is_total: bool = True
+    ) -> None:
+        """Read one more number whenever asked: a queue's depth, a counter elsewhere; None is left out."""
+
+        def source() -> list[Reading]:
+            value = read()
+            return [] if value is None else [Reading(PREFIX + name, help_text, value, is_total)]
+
+        self._sources.append(source)
 
     def readings(self) -> Iterator[Reading]:
         """Every watched number, as it is now."""
@@ -184,7 +192,10 @@ class Metrics:
         return generate_latest(self.registry)
 
     def snapshot(self) -> dict[str, int]:
-        """Every number by `name{label=value,...}`, as a `Report` carries it."""
+        """Every number by `name{label=value,...}`, as a `Report` carries it.
+
+        It holds so many only: those that a release's health is judged by are the last to be left out.
+        """
         found: dict[str, int] = {}
         for tally in self.tallies():
             for values, count in tally.values().items():
@@ -197,7 +208,8 @@ class Metrics:
         for (reason, kind), (count, size_bytes) in self.drops().items():
             found[_series("edge_spool_dropped", {"reason": reason, "kind": kind})] = count
             found[_series("edge_spool_dropped_bytes", {"reason": reason, "kind": kind})] = size_bytes
-        return {key: max(found[key], 0) for key in list(found)[:_REPORT_KEYS]}
+        ordered = sorted(found, key=lambda key: not key.startswith(HEALTH_KEYS))
+        return {key: max(found[key], 0) for key in ordered[:_REPORT_KEYS]}
 
 
 def _spool_readings(counts: SpoolCounts) -> list[Reading]:

@@ -69,7 +69,12 @@ def open_pipelines(
     """
     pipelines: dict[str, Pipeline] = {}
     for model in models:
-        coin = AuditCoin(audit.rate, audit.max_per_hour, random.Random(rng.random()))  # noqa: S311 - no secret
+        coin = AuditCoin(
+            audit.rate,
+            audit.max_per_hour,
+            random.Random(rng.random()),  # noqa: S311 - no secret
+            audit.max_raised_per_hour,
+        )
         try:
             installed = load_bundle(find_bundle(model.bundle))
             pipeline = _open_other(in_place_of(installed), model, coin, numbering, now_s)

@@ -62,6 +62,12 @@ def read_temperatures(sysfs: Path = SYSFS) -> dict[str, float]:
     return found
 
 
+def read_milli_celsius(sysfs: Path = SYSFS) -> int | None:
+    """Thousandths of a degree Celsius of the hottest sensor, None where there is none."""
+    temperatures = read_temperatures(sysfs)
+    return round(max(temperatures.values()) * 1000) if temperatures else None
+
+
 def read_rails(sysfs: Path = SYSFS) -> dict[str, float]:
     """Watts by the rail's name. Rails overlap on some boards (`VDD_IN` is the sum): do not add them up."""
     found: dict[str, float] = {}

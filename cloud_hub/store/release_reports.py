@@ -10,19 +10,9 @@ from sqlalchemy import Connection, Table, delete, select, tuple_
 
 from cloud_hub.core.delivery import Delivery, ItemId
 from cloud_hub.store import schema
+from edge_cascade.health_keys import HEALTH_KEYS
 
 VITALS_KEPT_MS: Final = 30 * 86_400_000
-HEALTH_KEYS: Final = (
-    "edge_samples",
-    "edge_failed",
-    "edge_latency_",
-    "edge_running_s",
-    "edge_rss_bytes",
-    "edge_celsius_milli",
-    "edge_starts",
-    "edge_crashes",
-)
-"""How the counters begin that health is judged by; the others of a report are not kept for long."""
 
 
 def insert_release_reports(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import msgspec
@@ -109,3 +110,25 @@ def test_reading_while_counting_is_safe():
         metrics.snapshot()
     is_done.set()
     counting.join()
+
+
+def test_what_health_is_judged_by_is_in_a_report_whatever_else_there_is():
+    metrics = Metrics()
+    for tally in metrics.tallies():
+        for number in range(MAX_SERIES_PER_TALLY):
+            tally.add(*itertools.repeat(str(number), len(tally.labels)))
+    metrics.latency.observe("vibration", 0.001)
+    metrics.watch("running_s", "Seconds.", lambda: 7, is_total=False)
+    metrics.watch("celsius_milli", "Heat.", lambda: 51_000, is_total=False)
+    numbers = metrics.snapshot()
+    assert len(numbers) == 512
+    assert (numbers["edge_running_s"], numbers["edge_celsius_milli"]) == (7, 51_000)
+    assert numbers["edge_latency_count{model=vibration}"] == 1
+    assert sum(key.startswith("edge_samples{") for key in numbers) == MAX_SERIES_PER_TALLY
+
+
+def test_a_number_that_is_not_there_is_left_out():
+    metrics = Metrics()
+    metrics.watch("celsius_milli", "Heat.", lambda: None, is_total=False)
+    assert "edge_celsius_milli" not in metrics.snapshot()
+    assert b"edge_celsius_milli" not in metrics.render()

@@ -2,7 +2,7 @@ import random
 
 from edge_daemon.audit import AuditCoin
 from edge_daemon.past_life import note_start, note_stop
-from edge_daemon.sensors import read_rss_bytes
+from edge_daemon.sensors import read_milli_celsius, read_rss_bytes
 
 
 def test_a_start_after_no_stop_in_the_same_boot_of_the_machine_follows_a_crash(tmp_path):
@@ -35,6 +35,32 @@ def test_a_raised_coin_falls_more_often_tells_with_which_chance_and_keeps_its_ca
     capped = AuditCoin(0.0, 10.0, random.Random(1))
     capped.raise_to(1.0)
     assert [capped.throw(now_s=0.0) for _ in range(12)] == [1.0] * 10 + [0.0] * 2
+
+
+def test_a_raised_coin_has_a_cap_of_its_own_and_gives_it_back():
+    coin = AuditCoin(0.0, 10.0, random.Random(1), 3600.0)
+    coin.raise_to(1.0)
+    falls = [coin.throw(now_s=float(second)) > 0.0 for second in range(1000)]
+    assert all(falls)
+    coin.raise_to(0.0)
+    coin.rate = 1.0
+    assert sum(coin.throw(now_s=1000.0) > 0.0 for _ in range(50)) <= 10
+
+
+def test_a_cap_above_that_of_raised_audits_holds_while_they_are_raised():
+    coin = AuditCoin(0.1, 20.0, random.Random(1), 5.0)
+    coin.raise_to(1.0)
+    assert sum(coin.throw(now_s=0.0) > 0.0 for _ in range(50)) == 20
+
+
+def test_the_hottest_sensor_is_told_and_a_board_without_one_tells_nothing(tmp_path):
+    assert read_milli_celsius(tmp_path) is None
+    for number, milli in enumerate((41_000, 52_500)):
+        zone = tmp_path / f"class/thermal/thermal_zone{number}"
+        zone.mkdir(parents=True)
+        (zone / "type").write_text(f"zone-{number}\n")
+        (zone / "temp").write_text(f"{milli}\n")
+    assert read_milli_celsius(tmp_path) == 52_500
 
 
 def test_this_process_takes_memory():
