@@ -125,7 +125,7 @@ class Wanted:
 
 
 class ReleaseSource(Protocol):
-    """Where bundles come from, and who says that they are to be believed. Called from one thread."""
+    """Where bundles come from, and who says that they are to be believed. Called from one thread a model."""
 
     def fetch(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
         """Block until the bundle's files are in the store, fsynced; tries again while the network is away.

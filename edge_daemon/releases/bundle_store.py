@@ -31,7 +31,7 @@ _BUNDLE = re.compile(r"[0-9a-f]{64}")
 
 
 class BundleStore:
-    """The bundles of all models below `root`, for one thread. Makes nothing until something is fetched."""
+    """The bundles of all models below `root`, one thread a model. Makes nothing until it is asked to."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -43,7 +43,7 @@ GONE: Final = frozenset({404, 410})
 
 
 class Downloader:
-    """Fetches and verifies bundles for one thread at a time. Does nothing until asked."""
+    """Fetches and verifies bundles, on one thread a model. Does nothing until asked."""
 
     def __init__(
         self,
@@ -68,19 +68,17 @@ class Downloader:
         self._jitter_s = jitter_s
         self._hours = hours
         self._day_s = day_s
-        self._stop = threading.Event()
 
     def fetch(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
         """See `ports.ReleaseSource`."""
-        self._stop = stop
         # So that a fleet that hears of a release at once does not come for it at once.
-        self._pause(self._rng.uniform(0.0, self._jitter_s))
+        self._pause(self._rng.uniform(0.0, self._jitter_s), stop)
         failures = 0
         while True:
-            self._wait_for_hours()
+            self._wait_for_hours(stop)
             before = self._fleet.bytes_received
             try:
-                self._fetch_once(wanted, held)
+                self._fetch_once(wanted, held, stop)
             except PausedError:
                 continue
             except (UnreachableError, StatusError) as error:
@@ -91,7 +89,7 @@ class Downloader:
                 delay_s = next_pause_s(failures, self._rng)
                 level = logging.WARNING if failures == 1 else logging.DEBUG
                 log.log(level, "release=%s next_try_s=%.0f %s", wanted.release, delay_s, error)
-                self._pause(delay_s)
+                self._pause(delay_s, stop)
             except OSError as error:
                 raise _disk_failure(error) from error
             else:
@@ -136,10 +134,8 @@ class Downloader:
         if not is_proven:
             self._store.prove(wanted.model, wanted.bundle)
 
-    def _fetch_once(self, wanted: Wanted, held: Sequence[Path]) -> None:
-        authorised = self._trust.authorise(
-            wanted.model, wanted.release, wanted.graph, wanted.weights, self._stop
-        )
+    def _fetch_once(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
+        authorised = self._trust.authorise(wanted.model, wanted.release, wanted.graph, wanted.weights, stop)
         if self._store.has(wanted.model, wanted.bundle):
             directory = self._store.directory_of(wanted.model, wanted.bundle)
             if is_intact(directory, wanted):
@@ -147,7 +143,7 @@ class Downloader:
             log.warning("release=%s the copy on disk is damaged: fetched again", wanted.release)
             self._store.drop(wanted.model, wanted.bundle)
         part = self._store.begin(wanted.model, wanted.bundle)
-        fetch = PartFetch(self._fleet, part, held, stop=self._stop, is_open=self._is_open)
+        fetch = PartFetch(self._fleet, part, held, stop=stop, is_open=self._is_open)
         graph = check_part(fetch.manifest(GRAPH, wanted.graph, authorised.graph_size), GRAPH)
         weights = check_part(fetch.manifest(WEIGHTS, wanted.weights, authorised.weights_size), WEIGHTS)
         size_bytes = sum(entry.size_bytes for files in (graph, weights) for entry in files.values())
@@ -164,13 +160,13 @@ class Downloader:
     def _is_open(self) -> bool:
         return next_opening_s(self._hours, self._day_s()) <= 0
 
-    def _wait_for_hours(self) -> None:
+    def _wait_for_hours(self, stop: threading.Event) -> None:
         while (delay_s := next_opening_s(self._hours, self._day_s())) > 0:
             # In stretches: the local clock may be set meanwhile.
-            self._pause(min(delay_s, 600.0))
+            self._pause(min(delay_s, 600.0), stop)
 
-    def _pause(self, delay_s: float) -> None:
-        if self._stop.is_set() or (delay_s > 0 and self._wait(self._stop, delay_s)):
+    def _pause(self, delay_s: float, stop: threading.Event) -> None:
+        if stop.is_set() or (delay_s > 0 and self._wait(stop, delay_s)):
             raise StoppedError("stopped while waiting to fetch")
 
 

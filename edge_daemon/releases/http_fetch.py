@@ -106,8 +106,12 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class _Received(threading.local):
+    size_bytes = 0
+
+
 class HttpFleet:
-    """The hub's files. One thread asks at a time; `stop` ends every wait."""
+    """The hub's files. Any thread may ask, they share the rate; `stop` ends every wait."""
 
     def __init__(self, address: FleetAddress, *, max_bytes_per_s: float, clock: Clock, wait: Wait) -> None:
         self._address = address
@@ -115,8 +119,14 @@ class HttpFleet:
         self._clock = clock
         self._wait = wait
         self._bucket = Bucket()
+        self._gate = threading.Lock()
         self._tls: ssl.SSLContext | None = None
-        self.bytes_received = 0
+        self._received = _Received()
+
+    @property
+    def bytes_received(self) -> int:
+        """What has come for the thread that asks."""
+        return self._received.size_bytes
 
     @contextmanager
     def open(self, path: str, stop: threading.Event, *, start: int = 0, etag: str = "") -> Iterator[Body]:
@@ -174,7 +184,7 @@ class HttpFleet:
             if not chunk:
                 break
             received += len(chunk)
-            self.bytes_received += len(chunk)
+            self._received.size_bytes += len(chunk)
             yield chunk
             waited_s += self._hold_back(len(chunk), stop)
             took_s = self._clock.monotonic_s() - began_s - waited_s
@@ -185,9 +195,10 @@ class HttpFleet:
             raise UnreachableError(f"{path}: cut after {received} of {announced} bytes")
 
     def _hold_back(self, size_bytes: int, stop: threading.Event) -> float:
-        self._bucket, delay_s = next_bucket(
-            self._bucket, size_bytes, now_s=self._clock.monotonic_s(), bytes_per_s=self._max_bytes_per_s
-        )
+        with self._gate:
+            self._bucket, delay_s = next_bucket(
+                self._bucket, size_bytes, now_s=self._clock.monotonic_s(), bytes_per_s=self._max_bytes_per_s
+            )
         if delay_s > 0:
             self._wait(stop, delay_s)
         return delay_s

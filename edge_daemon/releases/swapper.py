@@ -2,7 +2,7 @@
 
 It owns the models' states. Others only put what they have heard into its inbox: the uplink (what the hub
 wants), the worker (what became of a download, a verification, a trial), the spool (a report is committed).
-The worker is one thread for all models: what it does may take days, and one thing after the other is enough.
+The worker has a thread a model: what it does may take days, and holds up no other model.
 Two files per model, `revert-asked` and what `state_file` writes, are all that it shares with other processes.
 """
 
@@ -174,7 +174,6 @@ class Swapper:
 
     def start(self) -> None:
         """Begin; the spool is open by now, and samples are answered."""
-        self._worker.start()
         self._thread.start()
 
     def stop(self) -> None:

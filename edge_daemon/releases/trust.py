@@ -36,6 +36,7 @@ from edge_daemon.errors import ConfigError, RefusedError
 from edge_daemon.ports import Clock
 from edge_daemon.releases.http_fetch import StatusError, UnreachableError
 from edge_daemon.releases.trusted_time import TrustedTime
+from edge_daemon.releases.turns import turn
 
 if TYPE_CHECKING:
     from tuf.api.metadata import TargetFile
@@ -59,13 +60,14 @@ class Authorised:
 
 
 class Trust:
-    """The metadata of one hub in `directory`, from the trust root in `root`. One thread at a time."""
+    """The metadata of one hub in `directory`, from the trust root in `root`. Threads take turns."""
 
     def __init__(self, directory: Path, *, root: bytes, stream: StoppableStream, clock: Clock) -> None:
         self._directory = directory
         self._root = root
         self._stream = stream
         self._time = TrustedTime(directory / _TIME_FILE, clock)
+        self._gate = threading.Lock()
 
     def authorise(
         self, model: str, release: str, graph: str, weights: str, stop: threading.Event
@@ -77,7 +79,8 @@ class Trust:
             UnreachableError: the hub is away.
             StoppedError: `stop` was set.
         """
-        return self._authorise(lambda path: self._stream(path, stop), model, release, graph, weights)
+        with turn(self._gate, stop):
+            return self._authorise(lambda path: self._stream(path, stop), model, release, graph, weights)
 
     def authorise_from_disk(self, model: str, release: str, graph: str, weights: str) -> Authorised:
         """The same by the metadata that are on this board already.
@@ -86,7 +89,8 @@ class Trust:
             RefusedError: as `authorise`.
         """
         try:
-            return self._authorise(self._read_back, model, release, graph, weights)
+            with turn(self._gate):
+                return self._authorise(self._read_back, model, release, graph, weights)
         except UnreachableError as error:
             raise RefusedError(Failure.DOWNLOAD, f"metadata are not on disk: {error}") from error
 

@@ -1,12 +1,16 @@
-"""The thread that fetches, verifies and tries bundles, one thing after the other. Its answers are events."""
+"""The threads that fetch, verify and try bundles: one a model, one thing after the other. Answers are events.
+
+A fetch may wait for days, for the hub or for its hours; it must hold up no other model. Trials take turns all
+the same: two at once would spoil each other's latency and memory.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +29,7 @@ from edge_daemon.core.swap_events import (
 from edge_daemon.errors import EdgeError, RefusedError
 from edge_daemon.ports import ReleaseSource, Wanted
 from edge_daemon.releases.trial import Trial, TriedAs
+from edge_daemon.releases.turns import turn
 
 log = logging.getLogger(__name__)
 
@@ -43,32 +48,56 @@ class _Job:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
+class _Lane:
+    """The thread of one model."""
+
+    def __init__(self, model: str, carry_out: Callable[[_Job], None]) -> None:
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._carry_out = carry_out
+        self._thread = threading.Thread(target=self._run, name=f"swap-work-{model}", daemon=True)
+        self._thread.start()
+
+    def put(self, job: _Job) -> None:
+        self._queue.put(job)
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            self._carry_out(job)
+
+
 class Worker:
-    """One thread; `add` and its kin are called by the swapper, `tell` on the worker's thread."""
+    """One thread a model, from its first job on. `add` and its kin are called by the swapper, `tell` on the
+    threads that work.
+    """
 
     def __init__(self, source: ReleaseSource, trial: Trial, tell: Callable[[str, Event], None]) -> None:
         self._source = source
         self._trial = trial
         self._tell = tell
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lanes: dict[str, _Lane] = {}
         self._jobs: list[_Job] = []
         self._lock = threading.Lock()
+        self._trials = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="swap-work", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
 
     def stop(self) -> None:
-        """Stop what runs; what waits is forgotten."""
+        """Stop what runs; what waits is forgotten, and so is what is added later."""
         self._stopping.set()
         with self._lock:
             for job in self._jobs:
                 job.stop.set()
-        self._queue.put(None)
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
+            lanes = list(self._lanes.values())
+        for lane in lanes:
+            lane.end()
+        deadline_s = time.monotonic() + STOP_S
+        for lane in lanes:
+            lane.join(max(deadline_s - time.monotonic(), 0.0))
 
     def abandon(self, model: str, attempt: int) -> None:
         """Stop what runs or waits for an attempt; nothing more is said of it."""
@@ -81,13 +110,15 @@ class Worker:
         self, model: str, attempt: int | None, act: Act | Callable[[threading.Event], None],
         failure: Failure = Failure.LOAD,
     ) -> None:  # fmt: skip
-        """Have something done behind what waits; None: for no attempt in particular."""
+        """Have something done behind what waits of this model; None: for no attempt in particular."""
         job = _Job(model, attempt, act, failure)
         with self._lock:
-            self._jobs.append(job)
             if self._stopping.is_set():
-                job.stop.set()
-        self._queue.put(job)
+                return
+            self._jobs.append(job)
+            if model not in self._lanes:
+                self._lanes[model] = _Lane(model, self._carry_out)
+            self._lanes[model].put(job)
 
     def check_space(self, model: str, attempt: int, room: Callable[[], int]) -> None:
         """Say `SpaceChecked`."""
@@ -117,7 +148,8 @@ class Worker:
         """Say `TrialPassed` or `Failed`."""
 
         def act(stop: threading.Event) -> Event:
-            result = self._trial.run(bundle, against, how, stop)
+            with turn(self._trials, stop):
+                result = self._trial.run(bundle, against, how, stop)
             log.info(
                 "trial passed model=%s us=%.0f mib=%d refused=%s",
                 model,
@@ -129,13 +161,12 @@ class Worker:
 
         self.add(model, attempt, act)
 
-    def _run(self) -> None:
-        while (job := self._queue.get()) is not None:
-            event = None if job.stop.is_set() else _event_of(job)
-            with self._lock, contextlib.suppress(ValueError):
-                self._jobs.remove(job)
-            if event is not None and not job.stop.is_set():
-                self._tell(job.model, event)
+    def _carry_out(self, job: _Job) -> None:
+        event = None if job.stop.is_set() else _event_of(job)
+        with self._lock:
+            self._jobs.remove(job)
+        if event is not None and not job.stop.is_set():
+            self._tell(job.model, event)
 
 
 def _event_of(job: _Job) -> Event | None:

@@ -404,6 +404,28 @@ def test_a_stop_ends_the_download_between_two_chunks_and_before_it(board, better
     assert not board.store.has("tiny", wanted.bundle)
 
 
+def test_two_models_fetch_side_by_side(board, bundle_dir, better_dir):
+    hangs = board.offer(bundle_dir, model="other")
+    wanted = board.offer(better_dir)
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def hang(path):
+        if path == blob_of(bundle_dir):
+            is_asked.set()
+            assert goes_on.wait(30)
+
+    board.server.on_get = hang
+    thread = threading.Thread(target=board.fetch, args=(hangs,))
+    thread.start()
+    assert is_asked.wait(30)
+    board.fetch(wanted)
+    board.downloader.verify(wanted)
+    assert not board.store.has("other", hangs.bundle)
+    goes_on.set()
+    thread.join(30)
+    assert board.store.has("other", hangs.bundle)
+
+
 def test_an_unsigned_bundle_costs_not_one_blob(board, better_dir):
     wanted = board.offer(better_dir, sign=False)
     assert "signed by nobody" in board.refusal(wanted, Failure.DOWNLOAD)

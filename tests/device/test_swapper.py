@@ -81,10 +81,16 @@ class FakeSource:
         self.fetched = []
         self.refusal = None
         self.is_away = False
+        self.released = threading.Event()
+        """What blocks for ever, whatever it is told, ends with the test."""
+        self.stuck = set()
         self.asked = threading.Event()
 
     def fetch(self, wanted, held, stop):
         self.asked.set()
+        if wanted.model in self.stuck:
+            self.released.wait(WAIT_S)
+            raise StoppedError("stuck until the end")
         if self.is_away:
             stop.wait(WAIT_S)
             raise StoppedError("stopped")
@@ -124,7 +130,10 @@ class Board:
         self.served = []
         self.shadowings = []
         self.swapper = Swapper(
-            [ServedModel("tiny", self.installed.bundle_id, installed_dir, self.installed.bundle_id)],
+            [
+                ServedModel(name, self.installed.bundle_id, installed_dir, self.installed.bundle_id)
+                for name in ("other", "tiny")
+            ],
             self.root,
             Hands(
                 source=self.source,
@@ -165,10 +174,10 @@ class Board:
         failed.set_exception(SpoolError("full"))
         return failed
 
-    def want(self, release, directory=None):
+    def want(self, release, directory=None, *, model="tiny"):
         """Have the hub want a bundle; its id."""
         if directory is None:
-            asked = DesiredModel("tiny", release, bytes(32))
+            asked = DesiredModel(model, release, bytes(32))
             bundle_id = self.installed.bundle_id
         else:
             bundle = load_bundle(directory)
@@ -176,7 +185,7 @@ class Board:
             self.source.known[bundle_id] = directory
             parts = (bundle.graph_sha256, bundle.weights_sha256)
             asked = DesiredModel(
-                "tiny", release, bytes.fromhex(bundle_id), *map(bytes.fromhex, parts), size_bytes=1000
+                model, release, bytes.fromhex(bundle_id), *map(bytes.fromhex, parts), size_bytes=1000
             )
         self.swapper.hear(DesiredState("dev-1", 1, [asked]))
         return bundle_id
@@ -305,6 +314,18 @@ def test_another_wish_ends_the_download_that_runs(board, other_dir, third_dir):
     board.swap(third)
     wait_until(lambda: len(board.reports) == 2, WAIT_S)
     assert [report[:2] for report in board.reports] == [("7", Failure.SUPERSEDED), ("8", None)]
+
+
+def test_a_download_that_hangs_for_ever_holds_up_no_other_model(board, other_dir):
+    board.source.stuck.add("other")
+    board.want("6", other_dir, model="other")
+    assert board.source.asked.wait(WAIT_S)
+    other = board.want("7", other_dir)
+    board.swap(other)
+    wait_until(lambda: board.reports, WAIT_S)
+    assert board.reports == [("7", None, other)]
+    assert read_state(board.root / "other").state.attempt.phase is Phase.DOWNLOADING
+    board.source.released.set()
 
 
 def test_somebody_at_the_board_can_ask_for_the_bundle_before(board, other_dir):
