@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from cloud_hub.candidates.outcome import Candidate, Figures, Lineage
 from cloud_hub.errors import BuildError, StoreUnavailableError
 from cloud_hub.store.database import Database
 from cloud_hub.store.releases import ReleaseState, get_release, insert_release, registered_bundles
-from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, load_bundle
 from edge_cascade.durable import crash_point, sync_directory, write_durably
 from edge_cascade.errors import BundleError
 
@@ -101,7 +101,33 @@ def register_draft(
         BuildError: what was written is no bundle that a board would take.
     """
     record = _Record(lineage=lineage, figures=candidate.figures, created_at_ms=now_ms, created_by=created_by)
-    bundle = _write(state_dir / RELEASES, candidate, record)
+    bundle = _place(
+        state_dir / RELEASES,
+        lambda fresh: write_bundle(fresh, candidate.graph, candidate.weights),
+        record,
+    )
+    crash_point("hub.release-written")
+    return _register(database, bundle, record)
+
+
+def register_bundle(
+    database: Database,
+    state_dir: Path,
+    directory: Path,
+    lineage: Lineage,
+    figures: Figures,
+    *,
+    created_by: str,
+    now_ms: int,
+) -> Release:
+    """Copy a bundle that was built elsewhere, and register it as a draft; see `register_draft`.
+
+    Raises:
+        StoreUnavailableError: disk full or database away; asking again may succeed.
+        BuildError: what was copied is no bundle that a board would take.
+    """
+    record = _Record(lineage=lineage, figures=figures, created_at_ms=now_ms, created_by=created_by)
+    bundle = _place(state_dir / RELEASES, lambda fresh: _copy(directory, fresh), record)
     crash_point("hub.release-written")
     return _register(database, bundle, record)
 
@@ -149,22 +175,31 @@ def _register(database: Database, bundle: Bundle, record: _Record) -> Release:
     return release_of(row)
 
 
-def _write(releases: Path, candidate: Candidate, record: _Record) -> Bundle:
+def _copy(bundle: Path, fresh: Path) -> None:
+    """The files of both parts and nothing else, durably."""
+    for part in (GRAPH, WEIGHTS):
+        (fresh / part).mkdir(parents=True)
+        for path in sorted((bundle / part).iterdir()):
+            write_durably(fresh / part / path.name, path.read_bytes())
+    sync_directory(fresh)
+
+
+def _place(releases: Path, write: Callable[[Path], object], record: _Record) -> Bundle:
     try:
         with _held(releases):
             fresh = releases / f"{_FRESH}.{os.getpid()}"
             try:
-                bundle_id = write_bundle(fresh / BUNDLE, candidate.graph, candidate.weights)
+                write(fresh / BUNDLE)
                 bundle = load_bundle(fresh / BUNDLE)
                 write_durably(fresh / RECORD, msgspec.json.encode(record))
-                place = releases / bundle_id
+                place = releases / bundle.bundle_id
                 if not place.exists():
                     fresh.rename(place)
                     sync_directory(releases)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
     except BundleError as error:
-        raise BuildError(f"a board would refuse the candidate: {error}") from error
+        raise BuildError(f"a board would refuse it: {error}") from error
     except OSError as error:
         where = error.filename or releases
         raise StoreUnavailableError(f"releases: {error.strerror or error} ({where})") from error

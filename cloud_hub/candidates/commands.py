@@ -36,6 +36,11 @@ certified anew, and registered as a draft.
 """
 
 
+_ADD: Final = """\
+Copy a bundle into the registry as a draft of its model. It is held against the installed bundle on holdout
+cases that a guard has looked at before, which spends none of them.
+"""
+
 _SIGN = """\
 With --key: sign both parts of a release with the offline keys of `targets`. Without: sign its weights with
 the hub's online key, where its graph is signed already and they keep to the bounds that the graph sets.
@@ -88,6 +93,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show.add_argument("id", type=_count, help="its number")
     show.set_defaults(run=_show)
 
+    add = actions.add_parser("add", help="register a bundle that was built elsewhere", description=_ADD)
+    add.add_argument("bundle", type=Path, help="its directory, as `cloud-hub build` writes it")
+    add.set_defaults(run=_add)
+
     sign = actions.add_parser("sign", help="sign one, so that boards may take it", description=_SIGN)
     sign.add_argument("id", type=_count, help="its number")
     sign.add_argument(
@@ -99,7 +108,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     sign.set_defaults(run=_sign)
     add_config_argument(sign)
 
-    for command in (train, listing, show):
+    for command in (train, listing, show, add):
         command.add_argument("--json", action="store_true", help="print JSON, and nothing else")
         add_config_argument(command)
 
@@ -173,6 +182,21 @@ def _run_train(args: argparse.Namespace) -> int:
 def _print_no_release(args: argparse.Namespace, trained: Trained, outcome: str) -> None:
     if args.json:
         print_json({"outcome": outcome, "why": str(trained.outcome), "training": trained.figures})
+
+
+def _add(args: argparse.Namespace) -> int:
+    from cloud_hub.candidates.added import add_bundle
+
+    config = load_config(args.config)
+    with open_beside(config.state_dir, config.store.url) as store:
+        release = add_bundle(
+            config, store, args.bundle, by=getpass.getuser(), now_ms=time.time_ns() // 1_000_000
+        )
+    if args.json:
+        print_json(release)
+    else:
+        _print_release(release)
+    return 0
 
 
 def _list(args: argparse.Namespace) -> int:

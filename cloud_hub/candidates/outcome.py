@@ -14,7 +14,7 @@ from cloud_hub.models import HubModel
 from edge_cascade.bundle import Bundle
 from edge_cascade.policy import Certificate
 
-Trainer = Literal["federated", "hub", "combined"]
+Trainer = Literal["federated", "hub", "combined", "elsewhere"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

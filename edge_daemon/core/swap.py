@@ -325,8 +325,10 @@ def _revert_asked(state: SwapState, now_s: float) -> Step:
 
 def _wished(state: SwapState, wish: Wish, now_s: float) -> Step:
     """The hub's wish may be told again and again; only another one changes anything."""
-    if wish == state.wish:
-        return state, []
+    before = state.wish
+    if before is not None and (before.release, before.bundle) == (wish.release, wish.bundle):
+        # A hub that could not say the size for a moment wants nothing else for that.
+        return replace(state, wish=wish), []
     state = replace(state, wish=wish, is_wish_settled=False, refused="")
     attempt = state.attempt
     if attempt is None or (attempt.bundle, attempt.release) == (wish.bundle, wish.release):

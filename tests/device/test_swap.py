@@ -150,6 +150,17 @@ def test_what_the_hub_wants_is_told_again_and_again_and_done_once():
     assert course.feed(Tick(), after_s=10**6) == []
 
 
+def test_a_hub_that_learns_the_size_of_a_release_wants_nothing_new():
+    course = committed()
+    course.feed(RevertAsked())
+    course.feed(Serving("old"))
+    assert course.state.is_wish_settled
+    before = course.state
+    assert course.feed(Desired("r2", "new", 0)) == []
+    assert course.feed(WISH) == []
+    assert course.state == before
+
+
 def test_a_wish_for_what_is_live_is_reported_and_nothing_is_done():
     course = started()
     assert course.feed(Desired("r1", "old", 1000)) == [Report(1)]

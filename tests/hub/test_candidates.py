@@ -341,7 +341,7 @@ def test_a_bundle_that_boards_would_refuse_is_not_registered(store, better, tmp_
         raise BundleError("odd")
 
     monkeypatch.setattr("cloud_hub.registry.load_bundle", refuse)
-    with pytest.raises(BuildError, match="a board would refuse the candidate: odd"):
+    with pytest.raises(BuildError, match="a board would refuse it: odd"):
         registered(store, tmp_path, candidate)
     assert store.database.run(list_releases) == []
 
