@@ -103,6 +103,7 @@ class Hub:
             rules=rules_for(config),
             look_every_s=config.rollouts.look_every_s,
             clock_s=steady_wall_clock(),
+            hears=lambda: self._session.is_listening,
         )
         self.renewal = Renewal(config.state_dir)
         self.full_model = FullModelWorker(self.store, models, on_answered=self.outbox.hint)

@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.core.rollout.health import Course, HealthRules, Metric, Vitals, decide_health
+from cloud_hub.core.rollout.findings import Course, HealthRules, Metric, Vitals
+from cloud_hub.core.rollout.health import decide_health
 
 Array = NDArray[np.float64]
 

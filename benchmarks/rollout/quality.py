@@ -20,7 +20,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from cloud_hub.core.rollout.events import HealthJudged, Judged, Reported, Seen, Tick
-from cloud_hub.core.rollout.health import Fine, Health, Metric
+from cloud_hub.core.rollout.findings import Fine, Health, Metric
 from cloud_hub.core.rollout.judge import JudgeRules, Pairs, Scene, decide_quality
 from cloud_hub.core.rollout.rollout import begin, next_state, rules_of
 from cloud_hub.core.rollout.state import Outcome, Phase, RolloutState

@@ -14,7 +14,8 @@ from cloud_hub.admin.answering import json_response, read_query
 from cloud_hub.admin.documents import MAX_PAGE, Document, Heard, Number
 from cloud_hub.admin.problems import ProblemError
 from cloud_hub.admin.route import TOKEN, Context, Handler, Route
-from cloud_hub.core.rollout.state import RolloutLimits
+from cloud_hub.core.rollout.findings import HealthRules
+from cloud_hub.core.rollout.state import MAX_SCENE_S, SCENE_S, RolloutLimits
 from cloud_hub.core.rollout.waves import DEFAULT_WAVES, Wave
 from cloud_hub.errors import NotFoundError
 from cloud_hub.rollouts.figures import (
@@ -51,12 +52,14 @@ class ActQuery(Heard, frozen=True):
 
 
 class StartRollout(Heard, frozen=True):
-    """A release for the boards with these labels; waves and limits have defaults."""
+    """A release for the boards with these labels; waves, limits and what health tolerates have defaults."""
 
     release: Number
     group: dict[str, str] = field(default_factory=dict)
     waves: Annotated[list[Wave], Meta(max_length=64)] | None = None
     limits: RolloutLimits | None = None
+    health: HealthRules | None = None
+    scene_s: Annotated[int, Meta(ge=1, le=MAX_SCENE_S)] = SCENE_S
     same_canaries: bool = False
 
 
@@ -116,6 +119,8 @@ async def _start_rollout(hub: Context, request: web.Request) -> web.Response:
             waves=DEFAULT_WAVES if asked.waves is None else asked.waves,
             group=asked.group,
             limits=asked.limits,
+            health=asked.health,
+            scene_s=asked.scene_s,
             rules=parts.rules,
             same_canaries=asked.same_canaries,
         )

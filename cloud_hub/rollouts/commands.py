@@ -43,7 +43,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--waves",
         type=Path,
         metavar="FILE",
-        help="[[waves]] and [limits], TOML or JSON; default: 1, 10 %%, 50 %%, all",
+        help="[[waves]], [limits], [health] and scene_s, TOML or JSON; default: 1, 10 %%, 50 %%, all",
     )
     start.add_argument(
         "--group", type=_label, action="append", default=[], metavar="KEY=VALUE",
@@ -91,13 +91,12 @@ def _register_orders(
 
 
 def _start(args: argparse.Namespace) -> int:
-    from cloud_hub.core.rollout.waves import DEFAULT_WAVES
     from cloud_hub.rollouts.settings import is_signed_in, rules_for
     from cloud_hub.rollouts.start import start_rollout
     from cloud_hub.rollouts.waves_file import Plan, read_plan
 
     config = load_config(args.config)
-    plan = Plan(DEFAULT_WAVES) if args.waves is None else read_plan(args.waves)
+    plan = Plan() if args.waves is None else read_plan(args.waves)
     with database_of(config) as database:
         rollout = database.run(
             lambda c: start_rollout(
@@ -109,6 +108,8 @@ def _start(args: argparse.Namespace) -> int:
                 waves=plan.waves,
                 group=dict(args.group),
                 limits=plan.limits,
+                health=plan.health,
+                scene_s=plan.scene_s,
                 rules=rules_for(config),
                 same_canaries=args.same_canaries,
             )

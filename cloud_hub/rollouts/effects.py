@@ -13,7 +13,7 @@ from cloud_hub.core.rollout.events import AskApproval, Effect, MarkRelease, Offe
 from cloud_hub.core.rollout.state import RolloutState
 from cloud_hub.store.acts import BY_RULES, is_noted, note_act
 from cloud_hub.store.desired import desire
-from cloud_hub.store.rollouts import mark_release
+from cloud_hub.store.rollouts import mark_release, out_of_service
 from edge_cascade.messages import SHIPPED
 
 log = logging.getLogger(__name__)
@@ -27,14 +27,20 @@ def carry_out(
     Of a board only the last word counts, so an effect that a later one undoes leaves no trace.
     """
     wanted: defaultdict[str, dict[str, str | int]] = defaultdict(dict)
+    effects = list(effects)
+    before = {each.release for each in effects if isinstance(each, TakeBack)} | {rollout.previous}
+    unfit = out_of_service(connection, {release for release in before if release is not None})
     for effect in effects:
         match effect:
             case Offer(device, release):
                 wanted[device]["release"] = release
-            case TakeBack(device, before):
-                wanted[device]["release"] = SHIPPED if before is None else before
+            case TakeBack(device, release):
+                # What went before may have been taken out of service meanwhile.
+                fit = (each for each in (release, rollout.previous) if each is not None and each not in unfit)
+                wanted[device]["release"] = next(fit, SHIPPED)
             case Sample(device, sampling):
                 wanted[device]["audit_ppm"] = _ppm(0.0 if sampling is None else sampling.audit_rate)
+                wanted[device]["scene_s"] = rollout.scene_s
                 wanted[device]["shadow_ppm"] = _ppm(0.0 if sampling is None else sampling.shadow_share)
             case MarkRelease(release, state):
                 if mark_release(connection, int(release), state):

@@ -20,7 +20,8 @@ from typing import Final
 
 import numpy as np
 
-from cloud_hub.core.rollout.health import Course, Health, HealthRules, decide_health
+from cloud_hub.core.rollout.findings import Course, Health
+from cloud_hub.core.rollout.health import decide_health
 from cloud_hub.core.rollout.judge import DriftHint, Pairs, Scene, count_pairs, decide_drift
 from cloud_hub.core.rollout.state import Outcome, RolloutState
 from cloud_hub.core.rollout.waves import place_of
@@ -30,7 +31,6 @@ from cloud_hub.examples import CaseStore
 from cloud_hub.models import HubModel
 from cloud_hub.registry import release_directory
 from cloud_hub.rollouts.answers import UNREADABLE, BundleAnswers
-from cloud_hub.store.desired import SCENE_S
 from cloud_hub.store.evidence import (
     StoredShadow,
     audited_page,
@@ -66,8 +66,6 @@ class StoreEvidence:
         state_dir: Path,
         models: Mapping[str, HubModel],
         *,
-        scene_s: float = SCENE_S,
-        health_rules: HealthRules | None = None,
         clock_s: Callable[[], float] = time.time,
         max_replays: int = MAX_REPLAYS_A_LOOK,
     ) -> None:
@@ -75,8 +73,6 @@ class StoreEvidence:
         self._store = store
         self._state_dir = state_dir
         self._models = models
-        self._scene_s = scene_s
-        self._health_rules = health_rules or HealthRules()
         self._clock_s = clock_s
         self._max_replays = max(max_replays, PAGE)
         self._answers: OrderedDict[str, BundleAnswers] = OrderedDict()
@@ -127,7 +123,7 @@ class StoreEvidence:
                     rows.append((row["device"], row["sensor"], row["received_at_ms"]))
                     labels.append((was, now, row["reference"]))
             cases_after, seen = int(page[-1]["id"]), seen + len(page)
-        return _count_audits(rows, labels, scene_s=self._scene_s, until_ms=until_ms)
+        return _count_audits(rows, labels, scene_s=rollout.scene_s, until_ms=until_ms)
 
     def _shadowed(self, rollout: RolloutState, scenes_after: int) -> Pairs:
         model = self._model(rollout)
@@ -223,7 +219,7 @@ class StoreEvidence:
             if member.outcome is Outcome.COMMITTED and member.reached_s is not None and name in said
         ]
         if not swapped:
-            return decide_health([], [], self._health_rules)
+            return decide_health([], [], rollout.health_rules)
         # Not by the place of the waves, which would only ever look at the first ones.
         drawn = partial(place_of, f"health of {rollout.id}")
         treated = [
@@ -238,7 +234,7 @@ class StoreEvidence:
             self._course(rollout, name, offered_s, ran_s, now_s)
             for name in sorted(alone, key=drawn)[:MAX_BOARDS]
         ]
-        return decide_health(treated, controls, self._health_rules)
+        return decide_health(treated, controls, rollout.health_rules)
 
     def _course(
         self, rollout: RolloutState, name: str, offered_s: float, ran_s: float, now_s: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from cloud_hub.core.rollout.health import Health
+from cloud_hub.core.rollout.findings import Health
 from cloud_hub.core.rollout.judge import DriftHint, Pairs
 from cloud_hub.core.rollout.state import RolloutState
 

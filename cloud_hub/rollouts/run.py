@@ -22,7 +22,7 @@ from cloud_hub.core.rollout.events import (
     Seen,
     Tick,
 )
-from cloud_hub.core.rollout.health import Health
+from cloud_hub.core.rollout.findings import Health
 from cloud_hub.core.rollout.judge import DriftHint, JudgeRules, Pairs, decide_quality
 from cloud_hub.core.rollout.rollout import next_due_s, next_state, rules_of
 from cloud_hub.core.rollout.state import Phase, RolloutState, noted

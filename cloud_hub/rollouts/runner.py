@@ -16,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
+from msgspec.structs import replace
+
 from cloud_hub.core.rollout.events import (
     Approved,
     Event,
@@ -27,6 +29,7 @@ from cloud_hub.core.rollout.events import (
     Unpaused,
 )
 from cloud_hub.core.rollout.judge import JudgeRules
+from cloud_hub.core.rollout.waves import Device
 from cloud_hub.errors import HubError
 from cloud_hub.rollouts.desired import DesiredStates, Publish
 from cloud_hub.rollouts.ports import Evidence
@@ -57,7 +60,8 @@ class RolloutRunner:
     """Runs rollouts. `publish` returns None when a message was not taken.
 
     `evidence` is asked for with the first look; `size_of` says how many bytes a release takes on a board's
-    disk. `submit` carries out a look somewhere; by default on a thread of its own.
+    disk. `submit` carries out a look somewhere; by default on a thread of its own. `hears`: whether boards
+    could be heard; while they could not, they owe no answer.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class RolloutRunner:
         look_every_s: float = LOOK_EVERY_S,
         clock_s: Callable[[], float] = time.time,
         submit: Submit | None = None,
+        hears: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = store
         self._evidence = evidence
@@ -79,6 +84,7 @@ class RolloutRunner:
         self._look_every_s = look_every_s
         self._clock_s = clock_s
         self._submit: Submit = submit or self._on_a_thread
+        self._hears = hears
         self._looks: ThreadPoolExecutor | None = None
         self._desired = DesiredStates(store.database, publish, prefix=prefix, size_of=size_of)
         # The oldest first.
@@ -194,13 +200,20 @@ class RolloutRunner:
 
     def _watch_fleet(self) -> None:
         """Tell every rollout who is there and who is not."""
-        fleet = self._store.database.run(devices_of_fleet)
         runs = list(self._runs.values())
+        fleets = {model: self._fleet_of(model) for model in sorted({run.state.model for run in runs})}
         for index, run in enumerate(runs):
-            events = run.events_of(fleet, [newer.state for newer in runs[index + 1 :]])
+            events = run.events_of(fleets[run.state.model], [newer.state for newer in runs[index + 1 :]])
             if events:
                 self._desired.tell(run.feed(events, now_s=self._clock_s()))
         self._runs = {name: run for name, run in self._runs.items() if not run.state.is_closed}
+
+    def _fleet_of(self, model: str) -> list[Device]:
+        fleet = self._store.database.run(partial(devices_of_fleet, model=model))
+        if self._hears():
+            return fleet
+        # What is stored of who is there is old, and nobody can answer.
+        return [replace(device, is_online=False) for device in fleet]
 
     def _take_orders(self) -> None:
         by_rollout: defaultdict[str, list[Order]] = defaultdict(list)

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from cloud_hub.core.rollout.events import ReleaseState
+from cloud_hub.core.rollout.findings import HealthRules
 from cloud_hub.core.rollout.judge import JudgeRules
 from cloud_hub.core.rollout.rollout import begin, check_start, rules_of
-from cloud_hub.core.rollout.state import Phase, RolloutLimits, RolloutState
+from cloud_hub.core.rollout.state import SCENE_S, Phase, RolloutLimits, RolloutState
 from cloud_hub.core.rollout.waves import DEFAULT_WAVES, Wave
 from cloud_hub.errors import RolloutError
 from cloud_hub.store.acts import note_act
@@ -43,6 +44,8 @@ def start_rollout(
     waves: Sequence[Wave] = DEFAULT_WAVES,
     group: Mapping[str, str] | None = None,
     limits: RolloutLimits | None = None,
+    health: HealthRules | None = None,
+    scene_s: int = SCENE_S,
     rules: JudgeRules | None = None,
     same_canaries: bool = False,
 ) -> str:
@@ -69,7 +72,7 @@ def start_rollout(
     others = [each.state for each in open_rollouts(connection)]
     if problem := check_start(others, row["model"], group):
         raise RolloutError(problem)
-    fleet = devices_of_fleet(connection)
+    fleet = devices_of_fleet(connection, row["model"])
     try:
         state, _ = begin(
             secrets.token_hex(6),
@@ -83,6 +86,8 @@ def start_rollout(
             group=group,
             salt=row["model"] if same_canaries else None,
             limits=limits,
+            health=health,
+            scene_s=scene_s,
         )
         check_rules(state, rules or JudgeRules())
     except ValueError as error:
@@ -107,7 +112,8 @@ def start_rollout(
 def previous_release(
     connection: Connection, model: str, group: Mapping[str, str], release: int
 ) -> str | None:
-    """What boards of a group go back to: what was last rolled out to all of them, else the live release.
+    """What a release is compared with, and what boards go back to that had no release of their own: what was
+    last rolled out to all of the group, else the live one.
 
     None where there is neither: then it is what they were shipped with.
     """

@@ -7,13 +7,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, select
 
+from cloud_hub.core.rollout.state import SCENE_S
 from cloud_hub.store import schema
 from edge_cascade.messages import SHIPPED, DesiredModel, DesiredState
 
 _desired = schema.desired
 _releases = schema.releases
-
-SCENE_S: Final = 300
 
 _NOTHING: Final = bytes(32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,10 +14,12 @@ from cloud_hub.core.rollout.state import RolloutState
 from cloud_hub.core.rollout.waves import Device
 from cloud_hub.errors import NotFoundError
 from cloud_hub.store import schema
+from edge_cascade.messages import SHIPPED
 
 _rollouts = schema.rollouts
 _orders = schema.rollout_orders
 _labels = schema.device_labels
+_desired = schema.desired
 _reports = schema.swap_reports
 
 _LEADS_TO: Final = {
@@ -200,11 +202,14 @@ def note_orders(connection: Connection, ids: Iterable[int]) -> None:
 # --- the fleet ---------------------------------------------------------------------------------------------
 
 
-def devices_of_fleet(connection: Connection) -> list[Device]:
-    """Every board that was ever heard of, with its labels and whether it is there, by name.
+def devices_of_fleet(connection: Connection, model: str) -> list[Device]:
+    """Every board that was ever heard of, by name: its labels, whether it is there, its release of a model.
 
     One whose account was revoked is no longer of the fleet.
     """
+    desired = select(_desired.c.device, _desired.c.release)
+    desired = desired.where(_desired.c.model == model, _desired.c.release != SHIPPED)
+    should_run = {row.device: row.release for row in connection.execute(desired)}
     accounts = schema.accounts
     revoked = select(accounts.c.name).where(
         accounts.c.role == "device", accounts.c.revoked_at_ms.is_not(None)
@@ -218,7 +223,8 @@ def devices_of_fleet(connection: Connection) -> list[Device]:
         .order_by(schema.devices.c.name)
     )
     return [
-        Device(name, labels.get(name, {}), bool(online)) for name, online in connection.execute(query).all()
+        Device(name, labels.get(name, {}), bool(online), should_run.get(name, ""))
+        for name, online in connection.execute(query)
     ]
 
 
@@ -291,6 +297,17 @@ def mark_release(connection: Connection, release_id: int, state: ReleaseState) -
         .values(state=state.value)
     )
     return changed.rowcount == 1
+
+
+def out_of_service(connection: Connection, releases: Collection[str]) -> frozenset[str]:
+    """Those of these releases that no board should be given: halted, retired, or not there any more."""
+    table = schema.releases
+    query = select(table.c.id).where(
+        table.c.id.in_(sorted(int(release) for release in releases)),
+        table.c.state.not_in([ReleaseState.HALTED.value, ReleaseState.RETIRED.value]),
+    )
+    usable = {str(number) for number in connection.execute(query).scalars()}
+    return frozenset(releases) - usable
 
 
 def live_releases(connection: Connection, model: str) -> Sequence[int]:

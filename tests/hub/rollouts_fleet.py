@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from sqlalchemy import insert, update
 
-from cloud_hub.core.rollout.health import Fine, Health, Metric
+from cloud_hub.core.rollout.findings import Fine, Health, Metric
 from cloud_hub.core.rollout.judge import DriftHint, JudgeRules, Pairs
 from cloud_hub.core.rollout.state import RolloutLimits
 from cloud_hub.core.rollout.waves import Sampling, Wave
@@ -94,6 +94,7 @@ class Fleet:
         self.online = dict.fromkeys(names, True)
         self.reported = {}
         self.fails = set()
+        self.hears = True
         run = store.database.run
         row = {"first_seen_ms": 1, "last_seen_ms": 1, "online": True}
         run(lambda c: c.execute(insert(schema.devices), [{"name": name, **row} for name in names]))
@@ -112,6 +113,7 @@ class Fleet:
             look_every_s=self.look_every_s,
             clock_s=lambda: self.now_s,
             submit=_at_once,
+            hears=lambda: self.hears,
         )
 
     def restart(self):

@@ -30,7 +30,7 @@ from cloud_hub.core.rollout.events import (
     Tick,
     Unpaused,
 )
-from cloud_hub.core.rollout.health import Fine, Health, Metric, Unknown, Worse
+from cloud_hub.core.rollout.findings import Fine, Health, HealthRules, Metric, Unknown, Worse
 from cloud_hub.core.rollout.judge import Halt, JudgeRules, Pass, Undecided
 from cloud_hub.core.rollout.rollout import begin, check_start, next_due_s, next_state, rules_of
 from cloud_hub.core.rollout.state import MAX_HISTORY, Outcome, Phase, RolloutLimits, RolloutState, tally_of
@@ -56,6 +56,7 @@ FLEET = [Device(f"d{n}") for n in range(10)]
 WELL = Health((Fine(Metric.LATENCY, 1.0, 9),))
 SICK = Health((Worse(Metric.LATENCY, 2.0, 1.3, 9),))
 BLIND = Health((Unknown(Metric.LATENCY, 0, 9, 0, holds_back=True),))
+NEW = Health((Unknown(Metric.LATENCY, 0, 1, 0, holds_back=True, lapses=True),))
 PASS = Pass(0.01, 25.0, 3000, 100)
 HALT = Halt("worse: 30 lost and 5 won, 1 points", 40.0, 2500, 35)
 UNDECIDED = Undecided(700, 0.01, 300, 12)
@@ -132,7 +133,7 @@ def test_a_wave_waits_until_everything_is_there_and_says_what_is_missing():
     course.feed(HealthJudged(BLIND), after_s=1)
     course.feed(Judged(UNDECIDED))
     assert course.waits == [
-        NeedsHealth(("latency unknown: reported by 0 of 9 boards",)),
+        NeedsHealth(("latency unknown: comparable on 0 of 9 boards",)),
         NeedsQuality("cannot be judged to 1 points yet: 12 of 300 pairs tell; about 700 more are needed"),
     ]
     assert course.feed(Judged(PASS)) == []
@@ -141,6 +142,37 @@ def test_a_wave_waits_until_everything_is_there_and_says_what_is_missing():
     assert len(half) == 4
     # The canary shows no more than others once the wave that wanted it is over.
     assert effects == [Sample(course.members(0)[0], None), *(Offer(name, "new") for name in half)]
+
+
+def test_what_has_nothing_to_be_compared_with_is_waited_for_only_so_long():
+    course = Course(health=HealthRules(max_wait_s=500.0))
+    course.commit(0)
+    course.feed(Judged(PASS))
+    course.feed(HealthJudged(NEW), after_s=599)
+    assert course.waits == [NeedsHealth(("latency unknown: comparable on 0 of 1 boards",))]
+    course.feed(HealthJudged(NEW), after_s=1)
+    assert course.state.wave == 1
+    said = [entry.what for entry in course.state.history]
+    assert said[-2:] == [
+        "not judged, there is nothing to compare with: latency",
+        "wave 'half' opened",
+    ]
+
+
+def test_what_boards_stopped_reporting_is_waited_for_without_end():
+    course = Course(health=HealthRules(max_wait_s=500.0))
+    course.commit(0)
+    course.feed(Judged(PASS))
+    course.feed(HealthJudged(Health((*NEW.findings, *BLIND.findings))), after_s=10**6)
+    assert course.state.wave == 0
+    assert course.waits == [
+        NeedsHealth(
+            (
+                "latency not judged: comparable on 0 of 1 boards",
+                "latency unknown: comparable on 0 of 9 boards",
+            )
+        )
+    ]
 
 
 def test_quality_has_to_pass_by_what_the_wave_asks():
@@ -320,6 +352,24 @@ def test_worse_quality_or_health_takes_everything_back():
         assert course.state.history[-1].what == said
         assert course.feed(Judged(PASS)) == []
         assert course.feed(Seen(Device("late"))) == []
+
+
+def test_every_device_goes_back_to_what_it_was_to_run_itself():
+    fleet = [Device(f"d{n}", release=release) for n, release in enumerate(("own", "", "new"))]
+    course = Course(fleet, waves=(Wave("all", share=1.0),))
+    course.feed(Seen(Device("late", release="other")))
+    taken = {
+        each.device: each.release
+        for each in course.feed(Halted("ann", "enough"))
+        if isinstance(each, TakeBack)
+    }
+    assert taken == {"d0": "own", "d1": "old", "d2": "old", "late": "other"}
+
+
+def test_the_length_of_a_scene_has_bounds():
+    for scene_s in (0, 65_536):
+        with pytest.raises(ValueError, match="scene_s"):
+            Course(scene_s=scene_s)
 
 
 def test_a_halted_rollout_knows_who_is_back():

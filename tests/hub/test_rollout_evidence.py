@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from sqlalchemy import insert
 
-from cloud_hub.core.rollout.health import Metric, Worse
+from cloud_hub.core.rollout.findings import Metric, Worse
 from cloud_hub.core.rollout.judge import NO_REFERENCE, Pairs, Scene
 from cloud_hub.core.rollout.rollout import begin
 from cloud_hub.core.rollout.state import Outcome
@@ -102,9 +102,7 @@ class Bench:
         )
 
     def evidence(self, *, now_s=LATE_S, **options):
-        return StoreEvidence(
-            self.store, self.path, {MODEL: self.model}, scene_s=SCENE_S, clock_s=lambda: now_s, **options
-        )
+        return StoreEvidence(self.store, self.path, {MODEL: self.model}, clock_s=lambda: now_s, **options)
 
     def look(self, evidence=None, *, cases_after=0, scenes_after=0, **options):
         evidence = evidence or self.evidence(**options)

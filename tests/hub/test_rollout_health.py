@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_hub.core.rollout.health import (
+from cloud_hub.core.rollout.findings import (
     Course,
     Fine,
     HealthRules,
@@ -17,10 +17,9 @@ from cloud_hub.core.rollout.health import (
     Unknown,
     Vitals,
     Worse,
-    binomial_tail,
-    decide_health,
     describe,
 )
+from cloud_hub.core.rollout.health import binomial_tail, decide_health
 
 RULES = HealthRules()
 HOUR_S = 3600.0
@@ -171,6 +170,55 @@ def test_a_board_without_a_thermometer_holds_nothing_back_unless_it_had_one():
     assert found(ceased)[Metric.TEMPERATURE] == Unknown(Metric.TEMPERATURE, 0, 1, 1, holds_back=True)
 
 
+def new_boards(n, **more):
+    return [Course(None, course.after) for course in boards(n, seed=2, **more)]
+
+
+def test_a_board_without_a_past_is_compared_with_boards_left_alone():
+    findings = found(new_boards(9))
+    assert {type(each) for each in findings.values()} == {Fine}
+    assert findings[Metric.LATENCY].without_past == 9
+    sick = with_(latency_ms=lambda ms: 30 * ms, errors=lambda n: 5000, restarts=lambda n: 3)
+    findings = found(new_boards(9, sick=sick))
+    for metric in (Metric.LATENCY, Metric.ERRORS, Metric.RESTARTS):
+        assert isinstance(findings[metric], Worse), metric
+
+
+def test_boards_with_a_past_and_new_ones_are_judged_together():
+    findings = found(boards(5) + new_boards(5))
+    assert (findings[Metric.MEMORY].boards, findings[Metric.MEMORY].without_past) == (10, 5)
+    sick = with_(latency_ms=lambda ms: 2 * ms)
+    assert isinstance(found(boards(9, sick=sick) + new_boards(5))[Metric.LATENCY], Worse)
+
+
+def test_a_new_board_beside_nobody_has_nothing_to_be_compared_with_and_that_lapses():
+    health = decide_health(new_boards(1), [], RULES)
+    assert {each.metric for each in health.lapsing} == RULES.required
+    assert health.lapsing == health.unknown
+    assert not health.after_waiting().unknown
+    assert describe(health.after_waiting().findings[0]) == "errors not judged: comparable on 0 of 1 boards"
+
+
+def test_a_new_board_that_crashed_or_is_not_heard_of_never_lapses():
+    crashed = decide_health(new_boards(1, restarts=1), [], RULES)
+    assert {each.metric for each in crashed.after_waiting().unknown} == {Metric.RESTARTS}
+    nothing = decide_health([Course(None, None)], [], RULES)
+    assert not nothing.lapsing
+    assert {each.metric for each in nothing.unknown} == RULES.required
+
+
+def test_a_board_whose_sensor_has_always_been_silent_lapses_and_one_that_fell_silent_does_not():
+    idle = msgspec.structs.replace(WELL, samples=0, errors=0, latency_ms=None)
+    health = decide_health([Course(idle, idle)], [], RULES)
+    assert {each.metric for each in health.lapsing} == {Metric.ERRORS, Metric.LATENCY}
+    assert not decide_health([Course(WELL, idle)], [], RULES).lapsing
+
+
+def test_a_board_that_crashes_before_it_has_run_for_a_second_is_seen():
+    loop = msgspec.structs.replace(WELL, running_s=0.0, restarts=40)
+    assert isinstance(found([Course(WELL, loop)], [])[Metric.RESTARTS], Worse)
+
+
 def test_no_samples_are_no_error_share():
     idle = [Course(WELL, msgspec.structs.replace(WELL, samples=0, errors=0))]
     assert isinstance(found(idle)[Metric.ERRORS], Unknown)
@@ -215,7 +263,7 @@ def test_a_finding_reads_as_one_line():
     )
     assert (
         describe(Unknown(Metric.MEMORY, 2, 5, 3, holds_back=True))
-        == "memory unknown: reported by 2 of 5 boards, 3 stopped reporting it"
+        == "memory unknown: comparable on 2 of 5 boards, 3 stopped reporting it"
     )
 
 

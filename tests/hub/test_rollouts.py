@@ -12,16 +12,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from cloud_hub.core.rollout.health import Health, Metric, Worse
+from cloud_hub.core.rollout.events import ReleaseState
+from cloud_hub.core.rollout.findings import Health, HealthRules, Metric, Worse
 from cloud_hub.core.rollout.judge import JudgeRules, Pairs
-from cloud_hub.core.rollout.state import Outcome, Phase, RolloutLimits
+from cloud_hub.core.rollout.state import SCENE_S, Outcome, Phase, RolloutLimits
 from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.errors import NotFoundError, RolloutError, StoreUnavailableError
 from cloud_hub.rollouts import run as run_module
 from cloud_hub.rollouts.waves_file import read_plan
 from cloud_hub.store import schema
 from cloud_hub.store.acts import list_acts
-from cloud_hub.store.rollouts import labels_of, new_swaps, set_labels
+from cloud_hub.store.rollouts import labels_of, mark_release, new_swaps, set_labels
 from cloud_hub.store.store import Store
 from edge_cascade.messages import SHIPPED
 from tests.hub.rollouts_fleet import CALM, GOOD, LIMITS, WAVES, WORSE, Fleet
@@ -105,6 +106,65 @@ def test_without_a_release_before_it_boards_go_back_to_what_they_were_shipped_wi
     wanted = fleet.broker.wanted(canary)
     assert (wanted.release, wanted.bundle, wanted.size_bytes) == (SHIPPED, bytes(32), 0)
     assert fleet.serves[canary] == SHIPPED
+
+
+def test_every_board_goes_back_to_the_release_that_it_had_itself(store):
+    fleet = Fleet(store, NAMES, labels={name: {"site": "hamburg"} for name in NAMES[:3]})
+    waves = (Wave("all", share=1.0, soak_s=10.0),)
+    for release, group in ((3, {}), (4, {"site": "hamburg"})):
+        fleet.release(release)
+        fleet.start(release, group=group, waves=waves)
+        fleet.go_on(200)
+    before = dict(fleet.serves)
+    assert before == {name: "4" if name in NAMES[:3] else "3" for name in NAMES}
+    fleet.release(5)
+    rollout = fleet.start(5, waves=waves)
+    assert fleet.state(rollout).previous == "3"
+    fleet.turn()
+    fleet.boards_act()
+    assert set(fleet.serves.values()) == {"5"}
+    fleet.order(rollout, "halt")
+    fleet.go_on(100)
+    assert fleet.serves == before
+
+
+def test_nobody_goes_back_to_a_release_that_was_taken_out_of_service_meanwhile(fleet):
+    fleet.release(4)
+    fleet.start(4)
+    fleet.go_on(1500)
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.go_on(100)
+    fleet.store.database.run(lambda c: mark_release(c, 4, ReleaseState.RETIRED))
+    (canary,) = offered(fleet)
+    fleet.order(rollout, "halt")
+    fleet.go_on(100)
+    assert fleet.serves[canary] == SHIPPED
+
+
+def test_while_the_broker_is_away_boards_owe_no_answer(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    fleet.hears = False
+    for _ in range(5):
+        fleet.turn(1000)
+    assert fleet.state(rollout).phase is Phase.RUNNING
+    fleet.hears = True
+    fleet.turn(1999)
+    assert fleet.state(rollout).phase is Phase.RUNNING
+    fleet.turn(2001)
+    fleet.turn(1)
+    assert fleet.state(rollout).phase is Phase.HALTED
+
+
+def test_a_rollout_has_the_scenes_and_the_health_that_it_was_given(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5, scene_s=60, health=HealthRules(max_latency_factor=2.0))
+    fleet.turn()
+    (canary,) = offered(fleet)
+    assert fleet.broker.wanted(canary).scene_s == 60
+    assert fleet.state(rollout).health_rules.max_latency_factor == 2.0
 
 
 def test_a_canary_that_reverts_halts(fleet):
@@ -445,15 +505,19 @@ def test_a_halted_release_may_begin_anew(fleet):
 def test_a_plan_is_read_from_toml_or_json(tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text(
-        '[[waves]]\nname = "first"\ncount = 2\nsoak_s = 60\n[[waves]]\nname = "all"\nshare = 1.0\n'
-        "[limits]\nmax_failed_share = 0.05\n"
+        'scene_s = 60\n[[waves]]\nname = "first"\ncount = 2\nsoak_s = 60\n[[waves]]\nname = "all"\nshare = 1.0\n'
+        '[limits]\nmax_failed_share = 0.05\n[health]\nmax_error_rise = 0.02\nrequired = ["errors"]\n'
     )
     plan = read_plan(path)
     assert [wave.name for wave in plan.waves] == ["first", "all"]
     assert plan.limits.max_failed_share == 0.05
+    assert (plan.scene_s, plan.health) == (60, HealthRules(max_error_rise=0.02, required={Metric.ERRORS}))
     path = tmp_path / "plan.json"
     path.write_text('{"waves": [{"name": "most", "share": 0.9}]}')
     with pytest.raises(RolloutError, match=r"plan\.json: waves: the last, 'most', must have share 1\.0"):
+        read_plan(path)
+    path.write_text('{"health": {"max_latency_factor": 0.5}}')
+    with pytest.raises(RolloutError, match=r"plan\.json: health: a factor below 1"):
         read_plan(path)
 
 
@@ -464,6 +528,7 @@ def test_the_plan_in_the_documentation_is_one(tmp_path):
     plan = read_plan(path)
     assert [wave.name for wave in plan.waves] == ["canary", "all"]
     assert plan.limits == RolloutLimits()
+    assert (plan.health, plan.scene_s) == (HealthRules(), SCENE_S)
 
 
 def test_labels_are_set_and_taken_away(fleet):

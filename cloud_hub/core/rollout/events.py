@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cloud_hub.core.rollout.health import Health
+from cloud_hub.core.rollout.findings import Health
 from cloud_hub.core.rollout.judge import Judgement
 from cloud_hub.core.rollout.waves import Device, Sampling
 
@@ -151,7 +151,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class TakeBack:
-    """Make the release before it what this device should run; None: what it was shipped with."""
+    """Make this release, which went before, what the device should run; None: what it was shipped with."""
 
     device: str
     release: str | None

@@ -15,6 +15,10 @@ Restarts are few and whole numbers: their rate is tested against the own past *a
 (the exact binomial test of two Poisson rates, Przyborowski and Wilenski 1940), each board counted for at most
 `RESTARTS_A_BOARD`, for a board that restarts all day is one sick board.
 
+A board without a past (it is new, or its sensor was silent) is compared with boards left alone: its level
+with theirs, however far boards lie apart. Where there are none either, the metric is `Unknown`, and waiting
+for longer would bring nothing: it `lapses`. What a board stopped reporting, and crashes, never do.
+
 These are tests at fixed levels, looked at again and again, not anytime-valid ones. The levels are set so far
 out that hundreds of looks stay quiet (docs/benchmarks.md counts it). What is not reported is `Unknown`, never
 fine.
@@ -24,17 +28,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from cloud_hub.core.rollout.findings import (
+    Course,
+    Finding,
+    Fine,
+    Health,
+    HealthRules,
+    Metric,
+    Unknown,
+    Vitals,
+    Worse,
+)
 
 Array: TypeAlias = NDArray[np.float64]
 
 RESTARTS_A_BOARD: Final = 3
+SHORTEST_RUN_S: Final = 1.0
 MIN_CONTROLS: Final = 5
 """Fewer boards than this say nothing about the day; then only the own past counts."""
 
@@ -45,124 +60,6 @@ _MEDIAN_ERROR: Final = 1.2533
 _OUTLIER_SIGMAS: Final = 6.0
 _FALLEN_BY_CHANCE: Final = 0.02
 """Share of boards that fall out on any day."""
-
-
-class Metric(StrEnum):
-    """What is compared."""
-
-    ERRORS = "errors"
-    RESTARTS = "restarts"
-    LATENCY = "latency"
-    MEMORY = "memory"
-    TEMPERATURE = "temperature"
-
-
-class Vitals(msgspec.Struct, frozen=True):
-    """One window of one board. None is what was not reported.
-
-    `running_s`: how long the daemon ran in it. `errors`: samples that no stage answered, of `samples`.
-    `restarts`: crashes, not stops that somebody asked for. `latency_ms` and `memory_bytes`: medians over the
-    window, or any figure that is taken alike in every window.
-    """
-
-    running_s: float
-    samples: int
-    errors: int | None = None
-    restarts: int | None = None
-    latency_ms: float | None = None
-    memory_bytes: int | None = None
-    temp_celsius: float | None = None
-
-
-class Course(msgspec.Struct, frozen=True):
-    """A board before and after; None where no window was reported."""
-
-    before: Vitals | None
-    after: Vitals | None
-
-
-@dataclass(frozen=True, slots=True)
-class HealthRules:
-    """What is tolerated, and how sure a finding must be.
-
-    Factors are of the board's own past; `max_error_rise` is a share of samples, 0..1. `level` is the chance
-    at which restarts and fallen boards are called worse. A metric in `required` holds a wave back until
-    `min_reported` (0..1) of the boards report it; any other only where boards stopped reporting it.
-    """
-
-    max_latency_factor: float = 1.2
-    max_memory_factor: float = 1.2
-    max_temp_rise_celsius: float = 5.0
-    max_error_rise: float = 0.01
-    max_restart_factor: float = 2.0
-    sigmas: float = 4.0
-    level: float = 1e-3
-    min_reported: float = 0.8
-    required: frozenset[Metric] = field(
-        default=frozenset({Metric.ERRORS, Metric.RESTARTS, Metric.LATENCY, Metric.MEMORY})
-    )
-
-    def __post_init__(self) -> None:
-        if min(self.max_latency_factor, self.max_memory_factor, self.max_restart_factor) < 1.0:
-            raise ValueError("health: a factor below 1 would call every board worse")
-        if min(self.max_temp_rise_celsius, self.max_error_rise, self.sigmas) <= 0.0:
-            raise ValueError("health: max_temp_rise_celsius, max_error_rise and sigmas must be above 0")
-        if not (0.0 < self.level < 1.0 and 0.0 < self.min_reported <= 1.0):
-            raise ValueError("health: level or min_reported is not in 0..1")
-
-
-@dataclass(frozen=True, slots=True)
-class Fine:
-    """No worse than tolerated. `change` in the metric's unit (see `Worse`), of so many boards."""
-
-    metric: Metric
-    change: float
-    boards: int
-
-
-@dataclass(frozen=True, slots=True)
-class Worse:
-    """`change` beyond `limit`: a factor for latency, memory and restarts; degrees; a share of samples.
-
-    `fallen` is None where the middle moved, else how many of `boards` fell out.
-    """
-
-    metric: Metric
-    change: float
-    limit: float
-    boards: int
-    fallen: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """Reported by `reported` of `expected` boards; `ceased` reported it before the swap and not after."""
-
-    metric: Metric
-    reported: int
-    expected: int
-    ceased: int
-    holds_back: bool
-
-
-Finding: TypeAlias = Fine | Worse | Unknown
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """A finding per metric."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def worse(self) -> tuple[Worse, ...]:
-        """What is reason to halt."""
-        return tuple(each for each in self.findings if isinstance(each, Worse))
-
-    @property
-    def unknown(self) -> tuple[Unknown, ...]:
-        """What is reason to wait."""
-        return tuple(each for each in self.findings if isinstance(each, Unknown) and each.holds_back)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,25 +76,6 @@ def decide_health(treated: Sequence[Course], controls: Sequence[Course], rules: 
     """Compare the boards that swapped with those that did not."""
     findings = [_decide_level(level, treated, controls, rules) for level in _LEVELS]
     return Health((*findings, _decide_restarts(treated, controls, rules)))
-
-
-def describe(finding: Finding) -> str:
-    """One line for a person."""
-    match finding:
-        case Fine(metric, change, boards):
-            return f"{metric} fine: {_shown(metric, change)} on {boards} boards"
-        case Worse(metric, change, limit, boards, fallen):
-            where = f"{boards} boards" if fallen is None else f"{fallen} of {boards} boards"
-            return f"{metric} worse: {_shown(metric, change)} on {where}, limit {_shown(metric, limit)}"
-        case Unknown(metric, reported, expected, ceased, _):
-            gone = f", {ceased} stopped reporting it" if ceased else ""
-            return f"{metric} unknown: reported by {reported} of {expected} boards{gone}"
-
-
-def _shown(metric: Metric, change: float) -> str:
-    if metric is Metric.TEMPERATURE:
-        return f"{change:+.1f} C"
-    return f"{change:+.2%}" if metric is Metric.ERRORS else f"x{change:.2f}"
 
 
 def _error_share(vitals: Vitals) -> float | None:
@@ -240,15 +118,22 @@ _LEVELS: Final = (
 def _decide_level(
     level: _Level, treated: Sequence[Course], controls: Sequence[Course], rules: HealthRules
 ) -> Finding:
-    changes = _changes(level, treated)
-    others = _changes(level, controls)
     tolerated = level.limit(rules)
-    if unknown := _unknown(level.metric, level.read, treated, changes.size, rules):
-        # Boards that fell silent may be the sick ones; but what the others say may already be enough.
-        return _worse(level, changes, others, tolerated, rules) or unknown
-    return _worse(level, changes, others, tolerated, rules) or Fine(
-        level.metric, level.shown(_shift(changes, others)), changes.size
+    changes, of_others = _changes(level, treated), _changes(level, controls)
+    new, of_controls = _levels_of_new(level, treated), _levels(level, controls)
+    if of_controls.size < MIN_CONTROLS:
+        new = new[:0]
+    # Boards that fell silent may be the sick ones; but what the others say may already be enough.
+    worse = _worse(level, changes, of_others, tolerated, rules) or _worse(
+        level, new, of_controls, tolerated, rules
     )
+    reported = changes.size + new.size
+    if worse is not None:
+        return worse
+    if unknown := _unknown(level.metric, level.read, treated, reported, rules):
+        return unknown
+    shift = _shift(changes, of_others) if changes.size else _shift(new, of_controls)
+    return Fine(level.metric, level.shown(shift), reported, new.size)
 
 
 def _worse(
@@ -279,6 +164,19 @@ def _changes(level: _Level, courses: Sequence[Course]) -> Array:
             if before is not None and after is not None:
                 changes.append(after - before)
     return np.array(changes, np.float64)
+
+
+def _levels(level: _Level, courses: Sequence[Course]) -> Array:
+    """What boards report after the swap, whether they have a past or not."""
+    found = [None if course.after is None else level.read(course.after) for course in courses]
+    return np.array([each for each in found if each is not None], np.float64)
+
+
+def _levels_of_new(level: _Level, courses: Sequence[Course]) -> Array:
+    """The same, of boards that have no past of it."""
+    return _levels(
+        level, [each for each in courses if each.before is None or level.read(each.before) is None]
+    )
 
 
 def _shift(changes: Array, others: Array) -> float:
@@ -319,9 +217,11 @@ def _decide_restarts(treated: Sequence[Course], controls: Sequence[Course], rule
         if max(chances) <= rules.level:
             return Worse(Metric.RESTARTS, factor, rules.max_restart_factor, boards)
     else:
-        factor = 1.0
+        factor, boards = 1.0, 0
     unknown = _unknown(Metric.RESTARTS, lambda vitals: vitals.restarts, treated, boards, rules)
-    return unknown or Fine(Metric.RESTARTS, factor, boards)
+    if unknown is not None:
+        return replace(unknown, lapses=unknown.lapses and count == 0)
+    return Fine(Metric.RESTARTS, factor, boards)
 
 
 def _restarts(windows: Sequence[Vitals | None]) -> tuple[int, float, int]:
@@ -329,7 +229,8 @@ def _restarts(windows: Sequence[Vitals | None]) -> tuple[int, float, int]:
     told = [(each.restarts, each.running_s) for each in windows if each and each.restarts is not None]
     return (
         sum(min(restarts, RESTARTS_A_BOARD) for restarts, _ in told),
-        sum(running_s for _, running_s in told) / 3600.0,
+        # Who crashes at once has reported no time.
+        sum(max(running_s, SHORTEST_RUN_S * restarts) for restarts, running_s in told) / 3600.0,
         len(told),
     )
 
@@ -359,11 +260,19 @@ def _unknown(
         and (course.after is None or read(course.after) is None)
         for course in treated
     )
-    is_enough = bool(treated) and reported >= rules.min_reported * len(treated)
-    if is_enough:
+    least, most_ceased = rules.min_reported * len(treated), (1.0 - rules.min_reported) * len(treated)
+    if treated and reported >= least:
         return None
-    holds_back = metric in rules.required or ceased > (1.0 - rules.min_reported) * len(treated)
-    return Unknown(metric, reported, len(treated), ceased, holds_back)
+    heard = sum(course.after is not None for course in treated)
+    is_required, have_ceased = metric in rules.required, ceased > most_ceased
+    return Unknown(
+        metric,
+        reported,
+        len(treated),
+        ceased,
+        holds_back=is_required or have_ceased,
+        lapses=is_required and not have_ceased and bool(treated) and heard >= least,
+    )
 
 
 def binomial_tail(least: int, trials: int, chance: float) -> float:

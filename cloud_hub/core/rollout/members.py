@@ -16,7 +16,7 @@ def with_seen(state: RolloutState, device: Device, now_s: float) -> RolloutState
         if not has(device, state.group):
             return state
         # A wave is for good: what its labels say later does not move it.
-        member = Member(wave_of(state.cuts, device, state.salt))
+        member = new_member(state, device)
         state = _with(state, device.name, member)
     if not device.is_online:
         return with_lost(state, device.name, now_s)
@@ -24,6 +24,12 @@ def with_seen(state: RolloutState, device: Device, now_s: float) -> RolloutState
         return state
     reached_s = now_s if member.is_offered and member.reached_s is None else member.reached_s
     return _with(state, device.name, replace(member, online_since_s=now_s, reached_s=reached_s))
+
+
+def new_member(state: RolloutState, device: Device) -> Member:
+    """A device that nobody has seen yet, in its wave."""
+    before = "" if device.release == state.release else device.release
+    return Member(wave_of(state.cuts, device, state.salt), before=before)
 
 
 def with_lost(state: RolloutState, name: str, now_s: float) -> RolloutState:

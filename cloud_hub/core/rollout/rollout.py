@@ -4,7 +4,7 @@ A rollout opens its waves one after another. A wave is done when enough of its d
 soaked, health was judged well at the end of the soak, quality was judged not worse by the wave's `max_drop`,
 and somebody approved of the next one where that is asked for. What is missing is said (`waits_for`), and the
 wave waits: nothing is widened for want of evidence. Anything worse, too many failures, or a person halts it,
-and every device that was offered the release is offered the one before.
+and every device that was offered the release is offered the one that it was to run before.
 
 The state is written down before the effects are carried out; the hub may be killed between any two of them.
 `Resumed` then asks for everything again that the state implies, and every effect may be carried out twice.
@@ -23,7 +23,6 @@ from typing import TypeAlias, assert_never
 
 from msgspec.structs import replace
 
-from cloud_hub.core.rollout import health as vitals
 from cloud_hub.core.rollout import judge
 from cloud_hub.core.rollout.events import (
     Approved,
@@ -49,17 +48,29 @@ from cloud_hub.core.rollout.events import (
     Tick,
     Unpaused,
 )
+from cloud_hub.core.rollout.findings import Health, HealthRules
+from cloud_hub.core.rollout.findings import describe as describe_finding
 from cloud_hub.core.rollout.members import (
     is_awaited,
+    new_member,
     silent_at_s,
     with_lost,
     with_report,
     with_seen,
     with_silent,
 )
-from cloud_hub.core.rollout.state import Entry, Member, Phase, RolloutLimits, RolloutState, noted, tally_of
+from cloud_hub.core.rollout.state import (
+    MAX_SCENE_S,
+    SCENE_S,
+    Entry,
+    Phase,
+    RolloutLimits,
+    RolloutState,
+    noted,
+    tally_of,
+)
 from cloud_hub.core.rollout.waiting import NeedsApproval, waits_for
-from cloud_hub.core.rollout.waves import Device, Wave, has, may_overlap, select_cuts, wave_of
+from cloud_hub.core.rollout.waves import Device, Wave, has, may_overlap, select_cuts
 
 Step: TypeAlias = tuple[RolloutState, list[Effect]]
 
@@ -88,12 +99,16 @@ def begin(
     group: Mapping[str, str] | None = None,
     salt: str | None = None,
     limits: RolloutLimits | None = None,
+    health: HealthRules | None = None,
+    scene_s: int = SCENE_S,
 ) -> Step:
     """A new rollout, with what is to be done first. Only devices of `fleet` with the group's labels count.
 
     Raises:
-        ValueError: when the waves contradict themselves.
+        ValueError: when the waves contradict themselves, or `scene_s` is no length of a scene.
     """
+    if not 1 <= scene_s <= MAX_SCENE_S:
+        raise ValueError(f"scene_s {scene_s} is not in 1..{MAX_SCENE_S}")
     members = [device for device in fleet if has(device, group or {})]
     salt = rollout_id if salt is None else salt
     state = RolloutState(
@@ -107,12 +122,12 @@ def begin(
         salt=salt,
         limits=limits or RolloutLimits(),
         started_s=now_s,
+        health_rules=health or HealthRules(),
+        scene_s=scene_s,
         history=(Entry(now_s, f"release {release} for {len(members)} devices", by),),
     )
     known = {
-        device.name: Member(
-            wave_of(state.cuts, device, salt), online_since_s=now_s if device.is_online else None
-        )
+        device.name: replace(new_member(state, device), online_since_s=now_s if device.is_online else None)
         for device in members
     }
     state = replace(state, members=known)
@@ -207,13 +222,20 @@ def _judged(state: RolloutState, judgement: judge.Judgement, now_s: float) -> St
     return state, []
 
 
-def _health_judged(state: RolloutState, health: vitals.Health, now_s: float) -> Step:
+def _health_judged(state: RolloutState, health: Health, now_s: float) -> Step:
     if not state.is_widening or state.wave < 0:
         return state, []
     if health.worse:
-        said = "; ".join(vitals.describe(each) for each in health.worse)
+        said = "; ".join(describe_finding(each) for each in health.worse)
         return _halt(replace(state, health_said=(said,)), now_s, said, "")
-    said_all = tuple(vitals.describe(each) for each in health.findings)
+    soaked_s = math.inf if state.enough_s is None else state.enough_s + state.waves[state.wave].soak_s
+    if health.lapsing and now_s >= soaked_s + state.health_rules.max_wait_s:
+        # Nothing to compare with will come; worse would have shown by itself meanwhile.
+        metrics = ", ".join(each.metric for each in health.lapsing)
+        health = health.after_waiting()
+        if state.healthy_s is None and not health.unknown:
+            state = noted(state, now_s, f"not judged, there is nothing to compare with: {metrics}")
+    said_all = tuple(describe_finding(each) for each in health.findings)
     healthy_s = None if health.unknown else now_s
     return replace(state, healthy_s=healthy_s, health_said=said_all), []
 
@@ -270,6 +292,7 @@ def _open_next(state: RolloutState, now_s: float) -> Step:
         opened_s=now_s,
         enough_s=None,
         quality_passed=False,
+        quality_said="not judged yet",
         healthy_s=None,
         health_said=("not judged in this wave yet",),
     )
@@ -328,7 +351,11 @@ def _take_back(state: RolloutState) -> list[Effect]:
     mark = ReleaseState.RETIRED if state.is_killed else ReleaseState.HALTED
     return [
         MarkRelease(state.release, mark),
-        *(TakeBack(name, state.previous) for name, each in state.members.items() if each.is_offered),
+        *(
+            TakeBack(name, each.before or state.previous)
+            for name, each in state.members.items()
+            if each.is_offered
+        ),
         *_samples(state),
     ]
 

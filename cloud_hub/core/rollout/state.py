@@ -8,9 +8,12 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from cloud_hub.core.rollout.findings import HealthRules
 from cloud_hub.core.rollout.waves import Cut, Sampling, Wave
 
 MAX_HISTORY: Final = 1000
+SCENE_S: Final = 300
+MAX_SCENE_S: Final = 65_535
 
 
 class Phase(StrEnum):
@@ -71,6 +74,8 @@ class RolloutLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Member(msgspec.Struct, frozen=True):
     """A device in this rollout. `online_since_s` is None while it is offline.
 
+    `before` is the release that it was to run when it became a member, empty where that was none.
+
     `reached_s` is when it was first online with the offer; `waited_s` how long it has been online since,
     up to `online_since_s`.
     """
@@ -82,6 +87,7 @@ class Member(msgspec.Struct, frozen=True):
     waited_s: float = 0.0
     outcome: Outcome = Outcome.NONE
     reason: str = ""
+    before: str = ""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -94,6 +100,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 class RolloutState(msgspec.Struct, frozen=True):
     """One rollout. `wave` is the last one opened, -1 before the first; times are the hub's wall clock.
+
+    `previous` is what was last rolled out to the whole group: a device goes back to what it was to run
+    itself, and to this only where that is nothing.
 
     `enough_s` is when the open wave had enough answers: its soak counts from there. `quality_passed` and
     `healthy_s` (when health was last judged, and found well) are of the open wave. `asked` is the last
@@ -110,6 +119,8 @@ class RolloutState(msgspec.Struct, frozen=True):
     salt: str
     limits: RolloutLimits
     started_s: float
+    health_rules: HealthRules = HealthRules()
+    scene_s: int = SCENE_S
     phase: Phase = Phase.RUNNING
     is_closed: bool = False
     is_killed: bool = False

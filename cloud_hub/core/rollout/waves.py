@@ -61,11 +61,12 @@ DEFAULT_WAVES: Final = (
 
 
 class Device(msgspec.Struct, frozen=True):
-    """A device as the roster knows it."""
+    """A device as the roster knows it. `release` is the one that it should run, empty where that is none."""
 
     name: str
     labels: dict[str, str] = {}
     is_online: bool = True
+    release: str = ""
 
 
 class Cut(msgspec.Struct, frozen=True):

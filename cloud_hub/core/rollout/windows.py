@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from cloud_hub.core.rollout.health import Course, Vitals
+from cloud_hub.core.rollout.findings import Course, Vitals
 
 _RUNNING: Final = "edge_running_s"
 _CRASHES: Final = "edge_crashes"
