@@ -83,6 +83,16 @@ class Stage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     litert: dict[Precision, str] = {}
 
 
+class Norms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """L2 norms that no weights may exceed: all of one precision together, and each tensor by its name.
+
+    How tensors are named and quantised ones are read: see `bounds`.
+    """
+
+    together: float
+    each: dict[str, float]
+
+
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How far a weights part may move: the graph part's signature covers these limits.
 
@@ -94,8 +104,8 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """No rung but the last point of a chain may accept a score above this."""
     max_epsilon: float = 0.05
     """No certificate may promise less than this (accuracy lost, 0..1)."""
-    max_weight_norm: float | None = None
-    """L2 norm over all float32 weights together; None: only `max_abs_weight` holds."""
+    norms: Norms | None = None
+    """None: those hold that the graph was signed with; see `signed_releases.PartNote`."""
     min_temperature: float = 0.05
     max_temperature: float = 20.0
 

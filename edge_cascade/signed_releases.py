@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from edge_cascade.manifest import Norms
+
 ONLINE_ROLE: Final = "weights"
 ONLINE_PATHS: Final = ("weights/*/*",)
 POLICY_TARGET: Final = "policy.json"
@@ -37,11 +39,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     security_floor: dict[str, int] = {}
 
 
-class PartNote(msgspec.Struct, frozen=True):
-    """Signed along with a part: the number of its release, and for weights the digest of their graph."""
+class PartNote(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Signed along with a part: the number of its release, and for weights the digest of their graph.
+
+    `norms` are for a graph whose manifest states none: bounds around the weights that were signed with it.
+    """
 
     release: int
     graph: str = ""
+    norms: Norms | None = None
 
 
 def graph_target(model: str, sha256: str) -> str:

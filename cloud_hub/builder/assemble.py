@@ -22,6 +22,7 @@ from cloud_hub.builder.graphs.stages import CutStage, cut_stages
 from cloud_hub.builder.joined import Lesson, staged_of_stages, train_step_of
 from cloud_hub.builder.write import GraphPart, WeightsPart, write_bundle
 from cloud_hub.errors import BuildError
+from edge_cascade.bounds import norms_around
 from edge_cascade.durable import sync_directory, write_durably
 from edge_cascade.manifest import Bounds, Preprocess, Stage, Window, Wire
 from edge_cascade.policy import Certificate, Plan, Precision
@@ -130,7 +131,11 @@ def write_model(out: Path, content: Content) -> str:
         stage_files=stage_files(stages, content.litert),
         golden_inputs=golden_inputs,
         full_model_sha256=hashlib.sha256(content.full_model).hexdigest(),
-        bounds=Bounds(max_abs_weight=_weight_bound(weights.tensors), max_accept_score=MAX_ACCEPT_SCORE),
+        bounds=Bounds(
+            max_abs_weight=_weight_bound(weights.tensors),
+            max_accept_score=MAX_ACCEPT_SCORE,
+            norms=norms_around(weights.tensors),
+        ),
         min_daemon=declaration.min_daemon,
         train_step=None if lesson is None else lesson.model,
         head_parameters=() if lesson is None else lesson.head_parameters,

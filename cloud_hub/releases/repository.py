@@ -41,6 +41,7 @@ from cloud_hub.errors import SigningError
 from cloud_hub.releases.keys import make_key, read_key
 from cloud_hub.releases.layout import BLOBS, METADATA
 from edge_cascade.durable import crash_point, sync_directory, write_durably
+from edge_cascade.manifest import Norms
 from edge_cascade.signed_releases import (
     CUSTOM,
     ONLINE_PATHS,
@@ -152,6 +153,17 @@ class SignedRepository:
             return False
         return name in targets or name in self._load(Targets, ONLINE_ROLE).signed.targets
 
+    def norms_of(self, model: str, graph: str) -> Norms | None:
+        """The norms that a graph was signed with, if it was.
+
+        Raises:
+            SigningError: when the metadata cannot be read.
+        """
+        target = self._load(Targets, Targets.type).signed.targets.get(graph_target(model, graph))
+        if target is None:
+            return None
+        return msgspec.convert(target.unrecognized_fields[CUSTOM], type=PartNote).norms
+
     def sign_offline(
         self,
         model: str,
@@ -161,15 +173,18 @@ class SignedRepository:
         weights: bytes,
         keys: Sequence[Signer],
         now: datetime,
+        norms: Norms | None = None,
     ) -> None:
         """Sign the manifests of both parts of a release with the keys of `targets`.
+
+        `norms` are for a graph whose manifest states none.
 
         Raises:
             SigningError: when these keys do not meet the threshold, or the disk does not take it.
         """
         graph_sha256 = _sha256(graph)
         with self._changed_targets(keys, now) as targets:
-            _name(targets, graph_target(model, graph_sha256), graph, PartNote(release))
+            _name(targets, graph_target(model, graph_sha256), graph, PartNote(release, norms=norms))
             _name(targets, weights_target(model, _sha256(weights)), weights, PartNote(release, graph_sha256))
 
     def sign_weights_online(

@@ -15,7 +15,7 @@ from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.store.acts import note_act
 from cloud_hub.store.database import Database
 from cloud_hub.store.releases import ReleaseState, get_release
-from edge_cascade.bounds import bounds_problems
+from edge_cascade.bounds import bounds_problems, norms_around
 from edge_cascade.bundle import GRAPH, MANIFEST, WEIGHTS, WEIGHTS_BLOB, load_bundle
 from edge_cascade.errors import BundleError
 
@@ -52,9 +52,18 @@ def sign_release(
     except (BundleError, OSError) as error:
         raise SigningError(f"release {release_id}: {error}") from error
     if keys:
-        repository.sign_offline(row["model"], release_id, graph=graph, weights=weights, keys=keys, now=now)
+        # Where the graph says how far weights may move, its own word holds.
+        norms = norms_around(tensors) if bundle.graph.bounds.norms is None else None
+        repository.sign_offline(
+            row["model"], release_id, graph=graph, weights=weights, keys=keys, now=now, norms=norms
+        )
     else:
-        problems = bounds_problems(bundle.graph, bundle.weights, tensors)
+        problems = bounds_problems(
+            bundle.graph,
+            bundle.weights,
+            tensors,
+            repository.norms_of(row["model"], bundle.graph_sha256),
+        )
         if problems:
             raise SigningError(
                 f"release {release_id} leaves the bounds of its graph: {'; '.join(problems)}; "

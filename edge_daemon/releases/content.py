@@ -22,7 +22,7 @@ from edge_cascade.bundle import (
     Bundle,
 )
 from edge_cascade.errors import BundleError
-from edge_cascade.manifest import FileEntry, GraphManifest, WeightsManifest, check_graph
+from edge_cascade.manifest import FileEntry, GraphManifest, Norms, WeightsManifest, check_graph
 from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import RefusedError
 from edge_daemon.ports import Wanted
@@ -110,8 +110,8 @@ def files_of(bundle: Path) -> dict[str, Path]:
     return found
 
 
-def bounds_problems_of(bundle: Bundle, directory: Path) -> list[str]:
-    """What the online role was not allowed to sign, by the graph part's bounds."""
+def bounds_problems_of(bundle: Bundle, directory: Path, norms: Norms | None) -> list[str]:
+    """What the online role was not allowed to sign, by the graph's bounds and those it was signed with."""
     from safetensors.numpy import load
 
     from edge_cascade.bounds import bounds_problems
@@ -119,5 +119,5 @@ def bounds_problems_of(bundle: Bundle, directory: Path) -> list[str]:
     blob = read_regular(directory / WEIGHTS / WEIGHTS_BLOB, MAX_FILE_BYTES)
     if blob is None:
         return [f"{WEIGHTS}/{WEIGHTS_BLOB}: gone since it was loaded"]
-    problems: list[str] = bounds_problems(bundle.graph, bundle.weights, load(blob))
+    problems: list[str] = bounds_problems(bundle.graph, bundle.weights, load(blob), norms)
     return problems

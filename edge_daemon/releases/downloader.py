@@ -110,12 +110,11 @@ class Downloader:
     def _verify(self, wanted: Wanted) -> None:
         directory = self._store.directory_of(wanted.model, wanted.bundle)
         is_proven = self._store.is_proven(wanted.model, wanted.bundle)
-        is_online_only = False
+        authorised = None
         if not is_proven:
             authorised = self._trust.authorise_from_disk(
                 wanted.model, wanted.release, wanted.graph, wanted.weights
             )
-            is_online_only = authorised.is_online_only
         try:
             bundle = load_bundle(directory)
         except BundleError as error:
@@ -127,8 +126,8 @@ class Downloader:
         ):
             raise RefusedError(Failure.INTEGRITY, f"{directory}: its parts are not those that are wanted")
         problems = _misfits(bundle.graph, wanted.model, self._shipped.get(wanted.model))
-        if is_online_only:
-            problems += bounds_problems_of(bundle, directory)
+        if authorised is not None and authorised.is_online_only:
+            problems += bounds_problems_of(bundle, directory, authorised.norms)
         if problems:
             raise RefusedError(Failure.INTEGRITY, "; ".join(problems))
         if not is_proven:

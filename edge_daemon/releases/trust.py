@@ -21,6 +21,7 @@ import msgspec
 
 from edge_cascade.bundle import MAX_MANIFEST_BYTES
 from edge_cascade.durable import write_durably
+from edge_cascade.manifest import Norms
 from edge_cascade.signed_releases import (
     BLOBS_PATH,
     CUSTOM,
@@ -51,12 +52,16 @@ _POLICY_FILE: Final = "policy.json"
 
 @dataclass(frozen=True, slots=True)
 class Authorised:
-    """Both parts are signed. The sizes are those of their manifests; `is_online_only` asks for the bounds."""
+    """Both parts are signed. The sizes are those of their manifests; `is_online_only` asks for the bounds.
+
+    `norms` belong to them where the graph's manifest states none.
+    """
 
     release: int
     graph_size: int
     weights_size: int
     is_online_only: bool
+    norms: Norms | None = None
 
 
 class Trust:
@@ -198,7 +203,9 @@ def _look_up(
             Failure.DOWNLOAD,
             f"mix-and-match: weights {weights[:12]} are signed for graph {note.graph[:12]}, not {graph[:12]}",
         )
-    authorised = Authorised(note.release, graph_file.length, weights_file.length, is_online_only)
+    authorised = Authorised(
+        note.release, graph_file.length, weights_file.length, is_online_only, graph_note.norms
+    )
     return authorised, graph_note.release
 
 

@@ -781,7 +781,7 @@ def test_names_that_are_paths_are_no_names(tmp_path, model, bundle):
 def bounds(monkeypatch):
     module = types.ModuleType("edge_cascade.bounds")
     module.problems = []
-    module.bounds_problems = lambda graph, weights, tensors: list(module.problems)
+    module.bounds_problems = lambda *_: list(module.problems)
     monkeypatch.setitem(sys.modules, "edge_cascade.bounds", module)
     return module
 
