@@ -75,8 +75,10 @@ def _check_config(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     for warning in warnings_about(config):
         print(f"warning: {warning}", file=sys.stderr)
+    from cloud_hub.admin.tls import certificate_of
     from cloud_hub.hub import load_models
 
+    certificate_of(config.http)
     models = load_models(config)
     print(f"{args.config}: ok, models: {', '.join(models) or 'none'}")
     return 0

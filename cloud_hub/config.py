@@ -52,10 +52,12 @@ class ModelSection(Section, frozen=True):
 
 
 class HttpSection(Section, frozen=True):
-    """The REST server. Port 0: any free one, told in the log."""
+    """The REST server. Port 0: any free one, told in the log. The PEM files make it speak HTTPS."""
 
     host: Filled = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    certificate_file: Filled | None = None
+    key_file: Filled | None = None
 
 
 class StoreSection(Section, frozen=True):
@@ -127,10 +129,10 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
 def warnings_about(config: Config) -> list[str]:
     """What is allowed but deserves a second look, a line each."""
     found = []
-    if config.http.host not in _LOOPBACK:
+    if config.http.host not in _LOOPBACK and config.http.certificate_file is None:
         found.append(
-            f"http.host = {config.http.host!r}: tokens travel unencrypted; put a TLS proxy in front, or use "
-            "127.0.0.1"
+            f"http.host = {config.http.host!r}: tokens travel unencrypted; set http.certificate_file and "
+            "http.key_file, or use 127.0.0.1"
         )
     if not config.models:
         found.append("no [[models]]: cases are kept and acknowledged, but nothing answers them")
@@ -145,6 +147,9 @@ def _check(config: Config, origin: Origin) -> None:
     problem = broker_problem(config.broker)
     if problem is not None:
         raise origin.error(f"broker.{problem[0]}", problem[1])
+    if (config.http.certificate_file is None) != (config.http.key_file is None):
+        missing = "certificate_file" if config.http.certificate_file is None else "key_file"
+        raise origin.error(f"http.{missing}", ": missing; TLS needs a certificate and its key")
     seen: dict[str, int] = {}
     for index, model in enumerate(config.models):
         first = seen.setdefault(model.bundle, index)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.route import RolloutParts
 from cloud_hub.admin.service import Service
+from cloud_hub.admin.tls import certificate_of
 from cloud_hub.config import Config
 from cloud_hub.errors import ConfigError
 from cloud_hub.federation.coordinator import Coordinator, steady_wall_clock
@@ -150,12 +151,14 @@ class Hub:
         """Open the store, start every part. The broker may be away: the session waits for it.
 
         Raises:
-            HubError: when the store, the credentials or the REST address cannot be had.
+            HubError: when the store, the credentials, the certificate or the REST address cannot be had.
         """
+        http = self._config.http
+        certificate = certificate_of(http)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.store.open)
         try:
-            self.http_port = await self.service.start(self._config.http.host, self._config.http.port)
+            self.http_port = await self.service.start(http.host, http.port, certificate)
             self.full_model.start()
             self.outbox.start()
             self.coordinator.start()

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from functools import lru_cache
-from pathlib import Path
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
 
-from cloud_hub.admin.route import Context, Route
+from cloud_hub.admin.ranges import send_file
+from cloud_hub.admin.route import JSON, Context, Route
 from cloud_hub.errors import NotFoundError
-from cloud_hub.releases.blobs import ReleaseBlobs
 from cloud_hub.releases.layout import METADATA
 from cloud_hub.rollouts.settings import TUF
 
@@ -26,36 +25,35 @@ _METADATA_NAME = re.compile(r"(?:timestamp|[1-9][0-9]{0,9}\.[a-z]{1,32})\.json")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-@lru_cache(maxsize=4)
-def _blobs_in(state_dir: Path) -> ReleaseBlobs:
-    return ReleaseBlobs(state_dir)
-
-
 async def _metadata(hub: Context, request: web.Request) -> web.StreamResponse:
     name = request.match_info["file"]
     path = hub.store.state_dir / TUF / METADATA / name
-    if not _METADATA_NAME.fullmatch(name) or not path.is_file():
+    content = None
+    if _METADATA_NAME.fullmatch(name):
+        # Whole: the file of this name is replaced at every renewal.
+        with suppress(FileNotFoundError):
+            content = await asyncio.get_running_loop().run_in_executor(None, path.read_bytes)
+    if content is None:
         raise NotFoundError(f"there are no metadata {name[:64]!r}")
-    return web.FileResponse(path, headers={"Content-Type": "application/json", "Cache-Control": "no-cache"})
+    return web.Response(body=content, content_type=JSON, headers={"Cache-Control": "no-cache"})
 
 
 async def _blob(hub: Context, request: web.Request) -> web.StreamResponse:
     digest = request.match_info["sha256"]
     path = None
     if _DIGEST.fullmatch(digest):
-        blobs = _blobs_in(hub.store.state_dir)
-        path = await asyncio.get_running_loop().run_in_executor(None, blobs.find, digest)
-    if path is None or not path.is_file():
-        raise NotFoundError(f"no release has a file {digest[:64]!r}")
-    return web.FileResponse(path, headers={"Content-Type": OCTETS})
+        path = await asyncio.get_running_loop().run_in_executor(None, hub.blobs.find, digest)
+    if path is not None:
+        with suppress(FileNotFoundError):
+            return await send_file(request, path, digest, OCTETS)
+    raise NotFoundError(f"no release has a file {digest[:64]!r}")
 
 
 async def _delta(hub: Context, request: web.Request) -> web.StreamResponse:
     held, wanted = request.match_info["held"], request.match_info["wanted"]
     made = None
     if _DIGEST.fullmatch(held) and _DIGEST.fullmatch(wanted):
-        blobs = _blobs_in(hub.store.state_dir)
-        made = await asyncio.get_running_loop().run_in_executor(None, blobs.delta, held, wanted)
+        made = await asyncio.get_running_loop().run_in_executor(None, hub.blobs.delta, held, wanted)
     if made is None:
         raise NotFoundError("no difference leads there; fetch the whole file")
     return web.Response(body=made, content_type=OCTETS)

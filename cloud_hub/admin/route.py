@@ -13,6 +13,7 @@ from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.tokens import Scope, TokenInfo
 from cloud_hub.core.rollout.judge import JudgeRules
 from cloud_hub.models import HubModel
+from cloud_hub.releases.blobs import ReleaseBlobs
 from cloud_hub.store.store import Store
 
 JSON: Final = "application/json"
@@ -39,6 +40,7 @@ class Context:
     """
 
     store: Store
+    blobs: ReleaseBlobs
     models: Mapping[str, HubModel]
     vitals: Callable[[], Vitals]
     problems: Callable[[], list[str]]

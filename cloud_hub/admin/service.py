@@ -21,10 +21,12 @@ from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.problems import ProblemError, problem_response
 from cloud_hub.admin.route import TOKEN, Context, RolloutParts, Route
 from cloud_hub.admin.routes import ROUTES, status_of
+from cloud_hub.admin.tls import Certificate
 from cloud_hub.admin.tokens import check_token
 from cloud_hub.core.failures import FailureLimit
 from cloud_hub.errors import HubError, ListenError
 from cloud_hub.models import HubModel
+from cloud_hub.releases.blobs import ReleaseBlobs
 from cloud_hub.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -48,13 +50,20 @@ class Service:
         rollouts: RolloutParts | None = None,
     ) -> None:
         self._context = Context(
-            store, models, vitals, problems, on_labelled, on_series, rollouts or RolloutParts()
+            store,
+            ReleaseBlobs(store.state_dir),
+            models,
+            vitals,
+            problems,
+            on_labelled,
+            on_series,
+            rollouts or RolloutParts(),
         )
         self._failures = FailureLimit()
         self._runner: web.AppRunner | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; the port, which matters when 0 asked for any.
+    async def start(self, host: str, port: int, certificate: Certificate | None = None) -> int:
+        """Listen, over TLS with a certificate; the port, which matters when 0 asked for any.
 
         Raises:
             ListenError: when the address cannot be had.
@@ -64,7 +73,8 @@ class Service:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            tls = None if certificate is None else certificate.context()
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
         except OSError as error:
             await runner.cleanup()
             raise ListenError(

@@ -40,6 +40,7 @@ HUB = {
     "wrong TOML": (2, "cloud-hub: {config}: not TOML: "),
     "unknown key": (2, "cloud-hub: {config}: http.prot: unknown key; did you mean 'port'?"),
     "wrong type": (2, 'cloud-hub: {config}: hub.drain_s = "long": expected '),
+    "missing certificate": (2, "cloud-hub: http.certificate_file = '{folder}/http.pem': No such file or"),
     "missing bundle": (7, "cloud-hub: model '{folder}/nowhere': {folder}/nowhere: no such directory"),
     "damaged bundle": (7, "cloud-hub: model '{folder}/damaged/bundle': {folder}/damaged/bundle/weights"),
     "damaged full model": (7, "cloud-hub: {folder}/other/full.onnx: its SHA-256 is not the one"),
@@ -123,6 +124,8 @@ def hub_configs(folder, taken_port, tiny_model_dir):
                 http = {"prot": 1}
             case "wrong type":
                 hub |= {"drain_s": "long"}
+            case "missing certificate":
+                http |= {"certificate_file": str(folder / "http.pem"), "key_file": str(folder / "http.pem")}
             case "missing bundle":
                 model = {"bundle": str(folder / "nowhere")}
             case "damaged bundle":
