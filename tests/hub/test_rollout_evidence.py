@@ -5,7 +5,6 @@ import json
 from collections import Counter
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,14 +27,13 @@ from cloud_hub.store import schema
 from cloud_hub.store.releases import ReleaseState, insert_release
 from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import Answered, insert_answers, label_case, pending_cases
-from edge_cascade.backends.onnx import OnnxStage
-from edge_cascade.bundle import load_bundle
 from edge_cascade.ladder import Ladder
 from edge_cascade.manifest import Wire
 from edge_cascade.messages import DifferingPair, Reason, ShadowScene, pack_probabilities
 from edge_cascade.tensors import encode_tensor
-from tests.bundles import LABELS, SHAPE_1D, build
+from tests.bundles import LABELS, SHAPE_1D
 from tests.hub.fleet import BOOT, FULL_MODEL, a_delivery, a_new_case
+from tests.hub.rollouts_site import two_bundles
 
 MODEL = "tiny"
 SCENE_S = 300
@@ -44,18 +42,7 @@ LATE_S = 1_000_000.0
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
-    """An old and a new bundle, and inputs of which they answer some alike and some not."""
-    directories = [
-        build(tmp_path_factory.mktemp(f"seed{seed}") / "b", seed=seed) / "bundle" for seed in (0, 1)
-    ]
-    old, new = map(load_bundle, directories)
-    x = np.random.default_rng(5).standard_normal((60, *SHAPE_1D)).astype(np.float32) * 3 + 1
-    said = [
-        [climb.answer.label for climb in Ladder(each, each.plan(), OnnxStage).climb_batch(x)]
-        for each in (old, new)
-    ]
-    assert 5 < sum(a != b for a, b in zip(*said, strict=True)) < 60
-    return old, new, x, said, directories[1]
+    return two_bundles(tmp_path_factory)
 
 
 class Bench:

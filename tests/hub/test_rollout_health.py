@@ -219,6 +219,10 @@ def test_a_board_that_crashes_before_it_has_run_for_a_second_is_seen():
     assert isinstance(found([Course(WELL, loop)], [])[Metric.RESTARTS], Worse)
 
 
+def test_no_crash_at_all_reads_as_none():
+    assert describe(found(boards(9))[Metric.RESTARTS]) == "restarts fine: x0.00 on 9 boards"
+
+
 def test_no_samples_are_no_error_share():
     idle = [Course(WELL, msgspec.structs.replace(WELL, samples=0, errors=0))]
     assert isinstance(found(idle)[Metric.ERRORS], Unknown)

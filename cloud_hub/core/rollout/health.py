@@ -242,7 +242,9 @@ def _rate_chance(count: int, hours: float, events: int, reference_hours: float, 
 
 
 def _rate_factor(count: int, hours: float, events: int, reference_hours: float) -> float:
-    """The ratio of the rates, with half an event added to each so that it is a number."""
+    """The ratio of the rates, half an event added to each so that it is a number; 0 where nothing was."""
+    if not count:
+        return 0.0
     return ((count + 0.5) / hours) / ((events + 0.5) / reference_hours)
 
 
