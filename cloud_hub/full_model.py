@@ -7,7 +7,6 @@ came before their model was known are found as soon as it is.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud_hub.errors import NotFoundError, StoreError
+from cloud_hub.errors import NotFoundError
 from cloud_hub.models import HubModel
 from cloud_hub.store.deliveries import Place
 from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import Answered, PendingCase, insert_answers, mark_failed, pending_cases
+from cloud_hub.thread_loop import ThreadLoop
 from edge_cascade.errors import CascadeError
 from edge_cascade.messages import pack_probabilities
 from edge_cascade.preprocess import normalise
@@ -35,7 +35,6 @@ MAX_PER_COMMIT: Final = 256
 MAX_WAIT_S: Final = 0.02
 # Without any sign from ingest: cases that another worker took in, or a commit whose sign was lost.
 LOOK_AGAIN_S: Final = 5.0
-RETRY_S: Final = 1.0
 
 
 class CannotAnswerError(Exception):
@@ -50,8 +49,10 @@ class Answer:
     probabilities: bytes
 
 
-class FullModelWorker:
-    """Answers pending cases. `on_answered` is told whose cases got a verdict, after its commit."""
+class FullModelWorker(ThreadLoop):
+    """Answers pending cases; `wake` says that there are new ones. `on_answered` is told whose cases got a
+    verdict, after its commit.
+    """
 
     def __init__(
         self,
@@ -63,54 +64,21 @@ class FullModelWorker:
         max_wait_s: float = MAX_WAIT_S,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        super().__init__("full-model", gather_s=max_wait_s)
         self._store = store
         self._models = models
         self._on_answered = on_answered
         self._max_batch = max_batch
-        self._max_wait_s = max_wait_s
         self._clock_ms = clock_ms
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+    def run_once(self) -> float:
+        """Answer one commit's worth of cases of every model; see `ThreadLoop`.
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="full-model", daemon=True)
-        self._thread.start()
-
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Finish the batch at hand and end the thread."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-
-    def wake(self) -> None:
-        """Say that there are new cases."""
-        self._wake.set()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            try:
-                largest = max((self.answer_some(model) for model in self._models.values()), default=0)
-            except StoreError as error:
-                log.warning("full model waits for the store reason=%s", error)
-                self._stopping.wait(RETRY_S)
-                continue
-            except Exception:
-                # A fault of ours must not end the thread: the cases stay pending and are tried again.
-                log.exception("full model pass failed")
-                self._stopping.wait(RETRY_S)
-                continue
-            if largest < MAX_PER_COMMIT and self._wake.wait(LOOK_AGAIN_S):
-                # What arrives within this moment shares the batch and the commit.
-                self._stopping.wait(self._max_wait_s)
+        Raises:
+            StoreError: the cases stay pending.
+        """
+        largest = max((self.answer_some(model) for model in self._models.values()), default=0)
+        return LOOK_AGAIN_S if largest < MAX_PER_COMMIT else 0.0
 
     def answer_some(self, model: HubModel) -> int:
         """Answer the oldest pending cases of a model, one commit's worth at most; how many there were.

@@ -207,6 +207,7 @@ class Hub:
                 ("outbox", self.outbox),
                 ("coordinator", self.coordinator),
                 ("rollouts", self.rollouts),
+                ("renewal", self.renewal),
             )
             if not part.is_alive
         ]

@@ -6,7 +6,6 @@ devices finds whatever no hint named: repetitions, and everything that was due w
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -16,28 +15,25 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from cloud_hub.core.outbox import DueVerdict, next_send_ms, select_frames, select_turn
-from cloud_hub.errors import StoreError
 from cloud_hub.store import schema
 from cloud_hub.store.database import Database
 from cloud_hub.store.verdicts import devices_with_due, due_verdicts, note_sent
+from cloud_hub.thread_loop import ThreadLoop
 from edge_cascade.codec import encode
 from edge_cascade.messages import BOOT_BYTES, Acks
 from edge_cascade.topics import down_topic
-
-log = logging.getLogger(__name__)
 
 MAX_DEVICES_PER_TURN: Final = 32
 MAX_VERDICTS_PER_DEVICE: Final = 256
 MAX_FRAME_BYTES: Final = 48 * 1024
 SWEEP_S: Final = 1.0
-RETRY_S: Final = 1.0
 # Verdicts that come within this moment share a frame and a commit.
 GATHER_S: Final = 0.01
 
 Publish = Callable[[str, bytes], int | None]
 
 
-class Outbox:
+class Outbox(ThreadLoop):
     """Sends verdicts. `publish` returns None when a message was not taken: it stays due."""
 
     def __init__(
@@ -50,6 +46,7 @@ class Outbox:
         rng: random.Random | None = None,
         sweep_s: float = SWEEP_S,
     ) -> None:
+        super().__init__("outbox", gather_s=GATHER_S)
         self._database = database
         self._publish = publish
         self._prefix = prefix
@@ -59,41 +56,22 @@ class Outbox:
         self._waiting: list[str] = []
         self._hinted: set[str] = set()
         self._swept_to = ""
+        self._next_sweep_s = 0.0
         self._gate = threading.Lock()
-        self._wake = threading.Event()
         self._is_to_greet = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
         self.frames_sent = 0
         self.verdicts_sent = 0
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-        self._thread.start()
-
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Finish the turn at hand and end the thread."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
 
     def hint(self, devices: Iterable[str]) -> None:
         """Say that these devices have something new."""
         with self._gate:
             self._hinted.update(devices)
-        self._wake.set()
+        self.wake()
 
     def greet(self) -> None:
         """Tell every board that the hub is here: those that wait for it need not wait any longer."""
         self._is_to_greet.set()
-        self._wake.set()
+        self.wake()
 
     def take_turn(self) -> bool:
         """Serve some devices, a bounded amount each; whether somebody is still waiting.
@@ -139,29 +117,20 @@ class Outbox:
         with self._gate:
             self._hinted.update(found)
 
-    def _run(self) -> None:
-        next_sweep_s = 0.0
-        while not self._stopping.is_set():
-            try:
-                if time.monotonic() >= next_sweep_s:
-                    next_sweep_s = time.monotonic() + self._sweep_s
-                    self.sweep()
-                self._wake.clear()
-                if self._is_to_greet.is_set():
-                    self._is_to_greet.clear()
-                    self._greet_all()
-                is_busy = self.take_turn()
-            except StoreError as error:
-                log.warning("outbox waits for the store reason=%s", error)
-                self._stopping.wait(RETRY_S)
-                continue
-            except Exception:
-                # A fault of ours must not end the thread: nothing is confirmed, so it is sent again.
-                log.exception("outbox turn failed")
-                self._stopping.wait(RETRY_S)
-                continue
-            if not is_busy and self._wake.wait(max(0.0, next_sweep_s - time.monotonic())):
-                self._stopping.wait(GATHER_S)
+    def run_once(self) -> float:
+        """Sweep when it is time, greet when asked, and serve some devices; see `ThreadLoop`.
+
+        Raises:
+            StoreError: what was sent may be sent once more.
+        """
+        if time.monotonic() >= self._next_sweep_s:
+            self._next_sweep_s = time.monotonic() + self._sweep_s
+            self.sweep()
+        if self._is_to_greet.is_set():
+            self._is_to_greet.clear()
+            self._greet_all()
+        is_busy = self.take_turn()
+        return 0.0 if is_busy else max(0.0, self._next_sweep_s - time.monotonic())
 
     def _greet_all(self) -> None:
         table = schema.devices

@@ -17,7 +17,6 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from cloud_hub.errors import HubError
 from cloud_hub.federation.bases import Bases
 from cloud_hub.federation.offers import Offers, Publish
 from cloud_hub.federation.ports import (
@@ -52,6 +51,7 @@ from cloud_hub.store.rounds import (
     series_of_rounds,
 )
 from cloud_hub.store.store import Store
+from cloud_hub.thread_loop import ThreadLoop
 from edge_cascade.errors import CascadeError
 from edge_cascade.messages import BaseRequest
 from edge_cascade.weights import Weights
@@ -59,7 +59,6 @@ from edge_cascade.weights import Weights
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
-RETRY_S: Final = 1.0
 GATHER_S: Final = 0.02
 MAX_UPDATES_PER_TURN: Final = 1024
 CLEAN_EVERY_S: Final = 3600.0
@@ -79,7 +78,7 @@ def no_candidates(
     return Declined(f"this hub makes no candidates of {model!r}")
 
 
-class Coordinator:
+class Coordinator(ThreadLoop):
     """Runs series. `publish` returns None when a message was not taken."""
 
     def __init__(
@@ -94,6 +93,7 @@ class Coordinator:
         train_hub: TrainHub | None = None,
         clock_s: Callable[[], float] | None = None,
     ) -> None:
+        super().__init__("coordinator", gather_s=GATHER_S)
         self._store = store
         self._publish = publish
         self._models = models
@@ -112,48 +112,34 @@ class Coordinator:
         self._is_connected_anew = False
         self._is_loaded = False
         self._next_poll_s = self._next_clean_s = 0.0
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
-        self._thread.start()
-
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Finish the turn at hand and end the thread."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
 
     def wake(self) -> None:
         """Say that there may be something new in the store."""
         self._next_poll_s = 0.0
-        self._wake.set()
+        super().wake()
 
     def came_online(self, devices: Iterable[str]) -> None:
         """Say that these devices are there."""
         with self._gate:
             self._online.update(devices)
-        self._wake.set()
+        super().wake()
 
     def connected(self) -> None:
         """Say that the broker is there, and may have forgotten every offer."""
         with self._gate:
             self._is_connected_anew = True
-        self._wake.set()
+        super().wake()
 
     def ask_for_base(self, request: BaseRequest) -> None:
         """Pass on that a board asks for a training base."""
         self._requests.ask(request)
-        self._wake.set()
+        super().wake()
+
+    def run_once(self) -> float:
+        """See `ThreadLoop` and `take_turn`."""
+        self.take_turn()
+        # A cohort asks for its base at once: who is left waits for no other sign.
+        return GATHER_S if len(self._requests) else POLL_S
 
     def take_turn(self) -> None:
         """Do what there is to do.
@@ -336,24 +322,6 @@ class Coordinator:
         for sent in (flushed.sent, again):
             for round_id, amounts in sent.items():
                 self._store.database.run(partial(_count_down, round_id=round_id, amounts=amounts))
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            try:
-                self.take_turn()
-            except HubError as error:
-                log.warning("coordinator waits reason=%s", error)
-                self._stopping.wait(RETRY_S)
-                continue
-            except Exception:
-                # A fault of ours must not end the thread: what was stored is taken up again.
-                log.exception("coordinator turn failed")
-                self._stopping.wait(RETRY_S)
-                continue
-            # A cohort asks for its base at once: who is left waits for no other sign.
-            if len(self._requests) or self._wake.wait(POLL_S):
-                self._stopping.wait(GATHER_S)
 
 
 def _problem_of(row: SeriesRow, model: HubModel | None) -> str | None:

@@ -6,7 +6,6 @@ A hub that signs nothing (no `tuf` in its state directory) imports nothing here 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Final
 
 from cloud_hub.errors import HubError
 from cloud_hub.rollouts.settings import TUF
+from cloud_hub.thread_loop import ThreadLoop
 
 log = logging.getLogger(__name__)
 
@@ -34,27 +34,15 @@ def renew_online(directory: Path, now: datetime) -> None:
     SignedRepository(directory).renew_online(now)
 
 
-class Renewal:
+class Renewal(ThreadLoop):
     """Renews once a day, and at the start; what failed is tried again within the hour."""
 
     def __init__(self, state_dir: Path, renew: Renew = renew_online) -> None:
+        super().__init__("renewal")
         self._directory = state_dir / TUF
         self._renew = renew
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="renewal", daemon=True)
-        self._thread.start()
-
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-
-    def take_turn(self) -> float:
+    def run_once(self) -> float:
         """Renew if there is anything; seconds until the next turn."""
         if not self._directory.is_dir():
             return LOOK_AGAIN_S
@@ -69,7 +57,3 @@ class Renewal:
             return LOOK_AGAIN_S
         log.info("signatures renewed")
         return DAY_S
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self.take_turn()):
-            pass

@@ -30,7 +30,6 @@ from cloud_hub.core.rollout.events import (
 )
 from cloud_hub.core.rollout.judge import JudgeRules
 from cloud_hub.core.rollout.waves import Device
-from cloud_hub.errors import HubError
 from cloud_hub.rollouts.desired import DesiredStates, Publish
 from cloud_hub.rollouts.ports import Evidence
 from cloud_hub.rollouts.run import Look, RolloutRun, Submit
@@ -46,17 +45,17 @@ from cloud_hub.store.rollouts import (
     open_rollout_ids,
 )
 from cloud_hub.store.store import Store
+from cloud_hub.thread_loop import ThreadLoop
 
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
-RETRY_S: Final = 1.0
 GATHER_S: Final = 0.1
 LOOK_EVERY_S: Final = 60.0
 MAX_SWAPS_AT_ONCE: Final = 1024
 
 
-class RolloutRunner:
+class RolloutRunner(ThreadLoop):
     """Runs rollouts. `publish` returns None when a message was not taken.
 
     `evidence` is asked for with the first look; `size_of` says how many bytes a release takes on a board's
@@ -78,6 +77,7 @@ class RolloutRunner:
         submit: Submit | None = None,
         hears: Callable[[], bool] = lambda: True,
     ) -> None:
+        super().__init__("rollouts", gather_s=GATHER_S)
         self._store = store
         self._evidence = evidence
         self._rules = rules or JudgeRules()
@@ -93,44 +93,29 @@ class RolloutRunner:
         self._gate = threading.Lock()
         self._online: set[str] = set()
         self._is_connected_anew = False
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
-        self._thread.start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Finish the turn at hand and end the thread."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        super().stop(timeout_s)
         if self._looks is not None:
             self._looks.shutdown(wait=False, cancel_futures=True)
-
-    def wake(self) -> None:
-        """Say that there may be something new in the store."""
-        self._wake.set()
 
     def came_online(self, devices: Iterable[str]) -> None:
         """Say that these devices are there."""
         with self._gate:
             self._online.update(devices)
-        self._wake.set()
+        self.wake()
 
     def connected(self) -> None:
         """Say that the broker is there, and may have forgotten what boards should run."""
         with self._gate:
             self._is_connected_anew = True
-        self._wake.set()
+        self.wake()
+
+    def run_once(self) -> float:
+        """See `ThreadLoop` and `take_turn`."""
+        self.take_turn()
+        return POLL_S
 
     def take_turn(self) -> None:
         """Do what there is to do.
@@ -249,29 +234,12 @@ class RolloutRunner:
             # Noted last: whoever is killed before hears them twice, which harms nothing.
             self._store.database.run(partial(note_swaps, ids=[swap.id for swap in swaps]))
 
-    # --- the thread ----------------------------------------------------------------------------------------
+    # --- measuring -----------------------------------------------------------------------------------------
 
     def _on_a_thread(self, measure: Callable[[], Look]) -> Future[Look]:
         if self._looks is None:
             self._looks = ThreadPoolExecutor(1, thread_name_prefix="evidence")
         return self._looks.submit(measure)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.clear()
-            try:
-                self.take_turn()
-            except HubError as error:
-                log.warning("rollouts wait reason=%s", error)
-                self._stopping.wait(RETRY_S)
-                continue
-            except Exception:
-                # A fault of ours must not end the thread: what was stored is taken up again.
-                log.exception("rollouts' turn failed")
-                self._stopping.wait(RETRY_S)
-                continue
-            if self._wake.wait(POLL_S):
-                self._stopping.wait(GATHER_S)
 
 
 def _event_of(order: Order) -> Event:

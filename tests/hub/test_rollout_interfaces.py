@@ -202,9 +202,9 @@ def test_signatures_are_renewed_once_a_day_and_sooner_after_a_failure(tmp_path, 
         renewed.append((directory, now.tzinfo))
 
     renewal = Renewal(tmp_path, renew)
-    assert renewal.take_turn() == LOOK_AGAIN_S
+    assert renewal.run_once() == LOOK_AGAIN_S
     (tmp_path / "tuf").mkdir()
-    assert [renewal.take_turn() for _ in range(3)] == [LOOK_AGAIN_S, LOOK_AGAIN_S, DAY_S]
+    assert [renewal.run_once() for _ in range(3)] == [LOOK_AGAIN_S, LOOK_AGAIN_S, DAY_S]
     assert renewed == [(tmp_path / "tuf", UTC)]
     assert "boards refuse them once they expire reason=disk full" in caplog.text
 
