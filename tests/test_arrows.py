@@ -68,6 +68,13 @@ def test_the_hub_never_imports_the_device(path):
     assert not [name for name in imports_of(path) if belongs(name, "edge_daemon")]
 
 
+@pytest.mark.parametrize("path", modules("cloud_hub"))
+def test_only_the_composition_roots_import_the_rest_interface(path):
+    name = str(path.relative_to(ROOT / "cloud_hub"))
+    if not name.startswith("admin/") and name not in {"hub.py", "__main__.py"}:
+        assert not [module for module in imports_of(path) if belongs(module, "cloud_hub.admin")]
+
+
 @pytest.mark.parametrize("path", modules("edge_daemon"))
 def test_the_device_never_imports_the_hub_except_lazily_in_simulate(path):
     in_simulate = path.is_relative_to(ROOT / "edge_daemon/simulate")

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 from sqlalchemy import RowMapping
 
+from cloud_hub.documents import Document, Heard, Hex, Number
 from cloud_hub.models import HubModel
 from cloud_hub.store.schema import CaseState
 from edge_cascade.messages import Reason, Source, Use, unpack_exits, unpack_probabilities
@@ -18,16 +19,6 @@ ReasonName = Literal["unsure", "audit", "unsure_and_audit", "failed", "shadow"]
 SourceName = Literal["model", "human"]
 UseName = Literal["train", "holdout"]
 StateName = Literal["pending", "answered", "failed"]
-Number = Annotated[int, Meta(ge=0, lt=2**53)]
-Hex = Annotated[str, Meta(pattern="^[0-9a-f]*$")]
-
-
-class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of everything that is sent."""
-
-
-class Heard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of everything that is received."""
 
 
 class Problem(Document, frozen=True):

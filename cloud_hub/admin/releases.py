@@ -8,8 +8,9 @@ from aiohttp import web
 from msgspec import Meta
 
 from cloud_hub.admin.answering import json_response, read_query
-from cloud_hub.admin.documents import MAX_PAGE, Document, Heard
+from cloud_hub.admin.documents import MAX_PAGE
 from cloud_hub.admin.route import Context, Route
+from cloud_hub.documents import Document, Heard
 from cloud_hub.errors import NotFoundError
 from cloud_hub.registry import Release, release_of
 from cloud_hub.store.releases import get_release, list_releases

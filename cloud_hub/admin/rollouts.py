@@ -11,12 +11,13 @@ from aiohttp import web
 from msgspec import Meta, field
 
 from cloud_hub.admin.answering import json_response, read_query
-from cloud_hub.admin.documents import MAX_PAGE, Document, Heard, Number
+from cloud_hub.admin.documents import MAX_PAGE
 from cloud_hub.admin.problems import ProblemError
 from cloud_hub.admin.route import TOKEN, Context, Handler, Route
 from cloud_hub.core.rollout.findings import HealthRules
 from cloud_hub.core.rollout.state import MAX_SCENE_S, SCENE_S, RolloutLimits
 from cloud_hub.core.rollout.waves import DEFAULT_WAVES, Wave
+from cloud_hub.documents import Document, Heard, Number
 from cloud_hub.errors import NotFoundError
 from cloud_hub.rollouts.figures import (
     ActPage,

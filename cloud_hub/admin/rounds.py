@@ -11,9 +11,10 @@ from aiohttp import web
 from msgspec import Meta, field
 
 from cloud_hub.admin.answering import json_response, read_query
-from cloud_hub.admin.documents import MAX_PAGE, Document, Heard, Number
+from cloud_hub.admin.documents import MAX_PAGE
 from cloud_hub.admin.problems import ProblemError
 from cloud_hub.admin.route import TOKEN, Context, Route
+from cloud_hub.documents import Document, Heard, Number
 from cloud_hub.errors import NotFoundError
 from cloud_hub.federation.figures import (
     RoundDetail,

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal
 import msgspec
 from sqlalchemy import Connection, Row, RowMapping
 
-from cloud_hub.admin.documents import Document, Hex, Number
 from cloud_hub.core.federation.guard import GuardFigures
 from cloud_hub.core.federation.rounds import RoundState
 from cloud_hub.core.federation.series import SeriesState
+from cloud_hub.documents import Document, Hex, Number
 from cloud_hub.federation.settings import SeriesSettings
 from cloud_hub.store.members import MemberState, members_of, tally_members
 from cloud_hub.store.rounds import get_round, get_series, list_rounds, list_series
