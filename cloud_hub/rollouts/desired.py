@@ -34,7 +34,8 @@ class Publish(Protocol):
 class DesiredStates:
     """Publishes what boards should run. Not safe for use by two threads.
 
-    `size_of` says how many bytes a release takes on a board's disk; it may raise `HubError`.
+    `size_of` says how many bytes a release takes on a board's disk; it may raise `HubError`. A board takes no
+    more than it was told: so a release of unknown size is not told, and the board goes on with what it runs.
     """
 
     def __init__(
@@ -47,6 +48,8 @@ class DesiredStates:
         self._sizes: dict[str, int] = {}
         # In the order in which they are told; a dict for its order.
         self._waiting: dict[str, None] = {}
+        self._unsized: set[str] = set()
+        self._told_less: set[str] = set()
 
     def tell(self, devices: Iterable[str]) -> None:
         """Tell these boards with the next `flush`."""
@@ -66,6 +69,10 @@ class DesiredStates:
         Raises:
             StoreError: when the store is away; what waits goes on waiting.
         """
+        if self._unsized and any(self._size(release) is not None for release in sorted(self._unsized)):
+            self.tell(sorted(self._told_less))
+            self._unsized.clear()
+            self._told_less.clear()
         while self._waiting:
             devices = list(self._waiting)[:MAX_AT_ONCE]
             states = self._database.run(partial(desired_states, devices=devices))
@@ -76,27 +83,31 @@ class DesiredStates:
         for device in devices:
             state = states.get(device)
             if state is not None:
-                payload = encode(self._sized(state))
+                sized = self._sized(state)
+                if len(sized.models) < len(state.models):
+                    self._told_less.add(device)
+                payload = encode(sized)
                 if self._publish(down_topic(self._prefix, device, "desired"), payload, retain=True) is None:
                     return False
             del self._waiting[device]
         return True
 
     def _sized(self, state: DesiredState) -> DesiredState:
-        models = [
-            model
-            if model.release == SHIPPED
-            else msgspec.structs.replace(model, size_bytes=self._size(model.release))
-            for model in state.models
-        ]
+        models = []
+        for model in state.models:
+            size_bytes = 0 if model.release == SHIPPED else self._size(model.release)
+            if size_bytes is not None:
+                models.append(msgspec.structs.replace(model, size_bytes=size_bytes))
         return msgspec.structs.replace(state, models=models)
 
-    def _size(self, release: str) -> int:
+    def _size(self, release: str) -> int | None:
         # A bundle's content never changes, and neither does its size.
         if release not in self._sizes:
             try:
                 self._sizes[release] = self._size_of(int(release))
             except HubError as error:
-                log.warning("size of release unknown release=%s reason=%s", release, error)
-                return 0
+                level = logging.DEBUG if release in self._unsized else logging.WARNING
+                log.log(level, "release not told, its size is unknown release=%s reason=%s", release, error)
+                self._unsized.add(release)
+                return None
         return self._sizes[release]

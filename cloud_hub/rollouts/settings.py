@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud_hub.core.rollout.judge import JudgeRules
+from cloud_hub.errors import RolloutError
 
 if TYPE_CHECKING:
     from cloud_hub.config import Config
@@ -45,6 +46,12 @@ def sizes_in(state_dir: Path, database: Database) -> Callable[[int], int]:
 
         row = database.run(lambda c: get_release(c, release))
         directory = release_directory(state_dir, row["bundle"].hex())
-        return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        try:
+            size_bytes = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        except OSError as error:
+            raise RolloutError(f"release {release}: {directory}: {error.strerror}") from error
+        if not size_bytes:
+            raise RolloutError(f"release {release}: no files in {directory}")
+        return size_bytes
 
     return size_of

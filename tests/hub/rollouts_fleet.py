@@ -95,6 +95,7 @@ class Fleet:
         self.reported = {}
         self.fails = set()
         self.hears = True
+        self.size_error = None
         run = store.database.run
         row = {"first_seen_ms": 1, "last_seen_ms": 1, "online": True}
         run(lambda c: c.execute(insert(schema.devices), [{"name": name, **row} for name in names]))
@@ -108,13 +109,18 @@ class Fleet:
             self.broker.publish,
             lambda: self.evidence,
             prefix=PREFIX,
-            size_of=lambda number: 1000 + number,
+            size_of=self.size_of,
             rules=JudgeRules(),
             look_every_s=self.look_every_s,
             clock_s=lambda: self.now_s,
             submit=_at_once,
             hears=lambda: self.hears,
         )
+
+    def size_of(self, number):
+        if self.size_error is not None:
+            raise self.size_error
+        return 1000 + number
 
     def restart(self):
         self.runner = self.new_runner()

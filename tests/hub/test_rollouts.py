@@ -18,7 +18,9 @@ from cloud_hub.core.rollout.judge import JudgeRules, Pairs
 from cloud_hub.core.rollout.state import SCENE_S, Outcome, Phase, RolloutLimits
 from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.errors import NotFoundError, RolloutError, StoreUnavailableError
+from cloud_hub.registry import release_directory
 from cloud_hub.rollouts import run as run_module
+from cloud_hub.rollouts.settings import sizes_in
 from cloud_hub.rollouts.waves_file import read_plan
 from cloud_hub.store import schema
 from cloud_hub.store.acts import list_acts
@@ -256,6 +258,33 @@ def test_a_board_that_stays_silent_beside_a_hub_at_work_halts(fleet):
     fleet.turn()
     fleet.turn(LIMITS.report_within_s + 1)
     assert fleet.state(rollout).phase is Phase.HALTED
+
+
+def test_a_release_whose_size_is_not_known_is_told_once_it_is(fleet):
+    fleet.release(5)
+    fleet.size_error = NotFoundError("the release's files are not there")
+    fleet.start(5)
+    fleet.turn()
+    (state,) = (state for name in NAMES if (state := fleet.broker.state_of(name)))
+    assert state.models == []
+    count = fleet.broker.count
+    fleet.turn(1)
+    assert fleet.broker.count == count
+    fleet.size_error = None
+    fleet.turn(1)
+    (canary,) = offered(fleet)
+    assert fleet.broker.wanted(canary).size_bytes == 1005
+
+
+def test_a_release_without_files_has_no_size(fleet, tmp_path):
+    fleet.release(5)
+    size_of = sizes_in(tmp_path, fleet.store.database)
+    with pytest.raises(RolloutError, match="release 5: no files in"):
+        size_of(5)
+    directory = release_directory(tmp_path, (bytes([5]) * 32).hex()) / "graph"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_bytes(bytes(40))
+    assert size_of(5) == 40
 
 
 def test_a_broker_that_was_away_is_told_when_it_is_back(fleet):
