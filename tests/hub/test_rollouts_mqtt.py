@@ -8,6 +8,7 @@ import time
 import pytest
 
 from cloud_hub.core.rollout.waves import Wave
+from cloud_hub.registry import release_directory
 from cloud_hub.rollouts.orders import order
 from cloud_hub.rollouts.start import start_rollout
 from cloud_hub.store import schema
@@ -74,7 +75,10 @@ def now_ms():
     return time.time_ns() // 1_000_000
 
 
-def a_release(connection):
+def a_release(connection, state_dir):
+    graph = release_directory(state_dir, (bytes([5]) * 32).hex()) / "graph"
+    graph.mkdir(parents=True)
+    (graph / "manifest.json").write_bytes(b"{}")
     values = {
         "id": 5, "model": "pump", "bundle": bytes([5]) * 32, "graph": bytes([7]) * 32,
         "weights": bytes([8]) * 32, "state": "draft", "lineage": "{}", "figures": "{}",
@@ -98,7 +102,7 @@ def test_a_board_is_told_keeps_being_told_and_is_told_to_go_back(tmp_path, broke
         with Running(tmp_path / "state", broker.port, "edge", {}) as hub:
             board.say_online()
             wait_until(lambda: is_there(hub.store.database, "press-1"), what="the board's status")
-            hub.store.database.run(a_release)
+            hub.store.database.run(lambda c: a_release(c, tmp_path / "state"))
             rollout = hub.store.database.run(begin)
             state = board.next_with("5")
             assert (state.device, state.revision) == ("press-1", 1)
@@ -125,7 +129,7 @@ def test_a_hub_killed_between_state_and_effects_tells_the_board_after_its_start(
             hub.wait_ready()
             board.say_online()
             wait_until(lambda: is_there(beside, "press-1"), what="the board's status")
-            beside.run(a_release)
+            beside.run(lambda c: a_release(c, tmp_path / "state"))
             beside.run(begin)
             assert hub.end() == -signal.SIGKILL
         assert board.is_untold
