@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,6 +18,7 @@ from cloud_hub.releases.blobs import ReleaseBlobs
 from cloud_hub.store.store import Store
 
 JSON: Final = "application/json"
+DELTAS_AT_ONCE: Final = 2
 
 # Keys under which a request carries what the middleware found out.
 TOKEN: Final = web.RequestKey("token", TokenInfo)
@@ -47,6 +49,8 @@ class Context:
     on_labelled: Callable[[str], None]
     on_series: Callable[[], None]
     rollouts: RolloutParts = RolloutParts()
+    delta_turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DELTAS_AT_ONCE))
+    """Making a difference takes seconds of a thread: a fleet that asks must leave some for files."""
 
 
 Handler = Callable[[Context, web.Request], Awaitable[web.StreamResponse]]

@@ -21,6 +21,7 @@ from cloud_hub.admin.tls import Certificate, certificate_of
 from cloud_hub.admin.tokens import create_token
 from cloud_hub.config import HttpSection, load_config, warnings_about
 from cloud_hub.errors import ConfigError
+from cloud_hub.releases.blobs import ReleaseBlobs
 from cloud_hub.releases.layout import BLOBS, METADATA
 from cloud_hub.rollouts.settings import TUF
 from cloud_hub.store.store import Store
@@ -86,8 +87,14 @@ class Fetcher:
         self.token = token
 
     def get(self, path=BLOB, **headers):
+        self.ask(path, **headers)
+        return self.answer()
+
+    def ask(self, path, **headers):
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         self.connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}", **fields})
+
+    def answer(self):
         answer = self.connection.getresponse()
         return answer.status, dict(answer.headers), answer.read()
 
@@ -184,15 +191,33 @@ def test_metadata_come_whole_whatever_is_asked(fetcher):
     assert fetcher.get("/v1/fleet/metadata/..%2Fkey.json")[0] == 404
 
 
+def test_however_many_wait_for_a_difference_files_are_served(fetcher, port, token, monkeypatch):
+    is_asked, goes_on = threading.Event(), threading.Event()
+
+    def slow(blobs, held, wanted):
+        is_asked.set()
+        assert goes_on.wait(20)
+        return b"a difference"
+
+    monkeypatch.setattr(ReleaseBlobs, "delta", slow)
+    waiting = [Fetcher(port, token) for _ in range(40)]
+    for each in waiting:
+        each.ask(f"/v1/fleet/deltas/pump/{'0' * 64}/{'1' * 64}")
+    assert is_asked.wait(20)
+    assert fetcher.get()[0] == 200
+    goes_on.set()
+    for each in waiting:
+        assert each.answer()[::2] == (200, b"a difference")
+        each.connection.close()
+
+
 def test_whoever_leaves_in_the_middle_disturbs_nobody(fetcher, port, token, store, caplog):
     long = bytes(32 * 2**20)
     digest = hashlib.sha256(long).hexdigest()
     (store.state_dir / TUF / BLOBS / digest).write_bytes(long)
     with caplog.at_level(logging.WARNING):
         leaver = Fetcher(port, token)
-        leaver.connection.request(
-            "GET", f"/v1/fleet/blobs/{digest}", headers={"Authorization": f"Bearer {token}"}
-        )
+        leaver.ask(f"/v1/fleet/blobs/{digest}")
         answer = leaver.connection.getresponse()
         answer.read(10)
         answer.close()
@@ -265,6 +290,8 @@ def test_a_board_fetches_over_tls_from_a_hub_that_its_ca_has_signed(tls_port, tm
     assert read(fleet) == CONTENT
     with fleet.open(f"blobs/{SHA256}", threading.Event(), start=1000, etag=TAG) as body:
         assert (body.start, body.etag, b"".join(body.chunks)) == (1000, TAG, CONTENT[1000:])
+    with fleet.open(f"blobs/{SHA256}", threading.Event(), start=1000, etag='"of another file"') as body:
+        assert (body.start, body.etag, b"".join(body.chunks)) == (0, TAG, CONTENT)
 
 
 def test_a_board_with_another_ca_does_not(tls_port, tmp_path, token):
