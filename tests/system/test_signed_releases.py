@@ -1,18 +1,15 @@
-"""A hub's REST over HTTP and a board's downloader, with real keys: from signing to a bundle on the board."""
+"""A hub's REST over TLS and a board's downloader, with real keys: from signing to a bundle on the board."""
 
-import asyncio
 import datetime
 import shutil
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("tuf", reason="needs python-tuf")
 
-from cloud_hub.admin.metrics import Vitals
-from cloud_hub.admin.service import Service
+from cloud_hub.admin.tls import Certificate
 from cloud_hub.admin.tokens import create_token
 from cloud_hub.registry import release_directory
 from cloud_hub.releases.keys import make_key
@@ -26,30 +23,10 @@ from edge_daemon.ports import Wanted
 from edge_daemon.releases.downloader import open_downloader
 from tests.bundles import build
 from tests.device.test_download import better_dir  # noqa: F401 - a fixture
+from tests.device.test_http_fetch import certificate
+from tests.hub.test_fleet import listening
 
 NOW = datetime.datetime.now(datetime.UTC)
-
-
-@contextmanager
-def hub_serving(store):
-    """The REST interface on a loop of its own."""
-    service = Service(
-        store,
-        {},
-        vitals=lambda: Vitals(True, 0, 0, None, 0, True),
-        problems=list,
-        on_labelled=lambda _: None,
-    )
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield asyncio.run_coroutine_threadsafe(service.start("127.0.0.1", 0), loop).result(10)
-    finally:
-        asyncio.run_coroutine_threadsafe(service.stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def test_a_signed_release_reaches_a_board_and_an_unsigned_one_does_not(tmp_path, better_dir):  # noqa: F811
@@ -68,16 +45,19 @@ def test_a_signed_release_reaches_a_board_and_an_unsigned_one_does_not(tmp_path,
     )
     (tmp_path / "root.json").write_bytes(repository.first_root())
     wanted = Wanted("tiny", "1", better.bundle_id, better.graph_sha256, better.weights_sha256, 10**6)
-    with Store(state_dir) as store, hub_serving(store) as port:
+    ca, _, issuer = certificate(tmp_path, "ca")
+    served = Certificate(*certificate(tmp_path, "hub", issuer=issuer)[:2])
+    with Store(state_dir) as store, listening(store, served) as port:
         token = store.database.run(
             lambda c: create_token(c, "boards", ["fetch"], now_ms=time.time_ns() // 10**6, expires_at_ms=None)
         )
         (tmp_path / "token").write_text(token, encoding="ascii")
         config = ReleasesConfig(
             enabled=True,
-            url=f"http://127.0.0.1:{port}/v1/fleet",
+            url=f"https://127.0.0.1:{port}/v1/fleet",
             root=str(tmp_path / "root.json"),
             token_file=str(tmp_path / "token"),
+            ca_file=str(ca),
             jitter_s=0.0,
         )
         bundles, downloader = open_downloader(
