@@ -1,9 +1,9 @@
 """The values of a delta, as one vector <-> a payload in one of four encodings. No I/O, no loop over values.
 
     fp32        the values
-    int8        the scale of each block of 256 values (a tensor's last block is shorter), then an int8 a value
+    int8        the scale of each block of 512 values (a tensor's last block is shorter), then an int8 a value
     sign        the scale of each tensor, then a bit a value, the lowest bit first, 1 for zero and above
-    topk        count (4 bytes), the scale of each 256 kept values, an int8 for each, then the positions:
+    topk        count (4 bytes), the scale of each 512 kept values, an int8 for each, then the positions:
                 the values left out before each, unsigned LEB128
 
 Scales are float32, all numbers little-endian. What goes around a payload is in `deltas`.
@@ -25,7 +25,7 @@ Encoding = Literal["fp32", "int8", "sign", "topk"]
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 
-BLOCK_VALUES: Final = 256
+BLOCK_VALUES: Final = 512
 MAX_TOP_SHARE: Final = 0.5
 """Above it `int8`, which sends every value, is smaller."""
 
