@@ -151,8 +151,8 @@ def _scales_of(
 ) -> list[tuple[NDArray[np.generic], FloatArray]]:
     """The scales that integers may have, with their zero points.
 
-    onnxruntime names that of `w_quantized` after `w` for weights, after `w_quantized` for biases. If there are
-    both, one is a decoy, and which one the graph alone says.
+    onnxruntime names that of `w_quantized` after `w` for weights, after `w_quantized` for biases. If there
+    are both, one is a decoy, and which one the graph alone says.
     """
     if array.dtype.kind == "f" or full_name.endswith(_ZERO_POINT):
         return []

@@ -1,4 +1,4 @@
-"""`cloud-hub train` and `cloud-hub release list|show|sign`: beside a hub at work, or with it stopped."""
+"""`cloud-hub train` and `cloud-hub release list|show|add`: beside a hub at work, or with it stopped."""
 
 # ruff: noqa: T201 - what a command prints is its result
 
@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +19,7 @@ from rich.progress import Progress
 from cloud_hub.commands import database_of, print_json, shown_time
 from cloud_hub.config import add_config_argument, load_config
 from cloud_hub.errors import BuildError, CertificateError
+from cloud_hub.releases.release_commands import register as register_signing
 from cloud_hub.store.beside import open_beside
 from cloud_hub.store.releases import get_release, list_releases
 
@@ -39,11 +39,6 @@ certified anew, and registered as a draft.
 _ADD: Final = """\
 Copy a bundle into the registry as a draft of its model. It is held against the installed bundle on holdout
 cases that a guard has looked at before, which spends none of them.
-"""
-
-_SIGN = """\
-With --key: sign both parts of a release with the offline keys of `targets`. Without: sign its weights with
-the hub's online key, where its graph is signed already and they keep to the bounds that the graph sets.
 """
 
 
@@ -97,40 +92,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.add_argument("bundle", type=Path, help="its directory, as `cloud-hub build` writes it")
     add.set_defaults(run=_add)
 
-    sign = actions.add_parser("sign", help="sign one, so that boards may take it", description=_SIGN)
-    sign.add_argument("id", type=_count, help="its number")
-    sign.add_argument(
-        "--key", type=Path, action="append", metavar="FILE", help="a key of targets; as many as are needed"
-    )
-    sign.add_argument(
-        "--passphrase-file", type=Path, metavar="FILE", help="its first line; asked for without it"
-    )
-    sign.set_defaults(run=_sign)
-    add_config_argument(sign)
+    register_signing(actions)
 
     for command in (train, listing, show, add):
         command.add_argument("--json", action="store_true", help="print JSON, and nothing else")
         add_config_argument(command)
-
-
-def _sign(args: argparse.Namespace) -> int:
-    from cloud_hub.releases.commands import read_keys, repository_of
-    from cloud_hub.releases.sign import sign_release
-
-    config = load_config(args.config)
-    keys = read_keys(args.key, args.passphrase_file) if args.key else []
-    with database_of(config) as database:
-        sign_release(
-            database,
-            config.state_dir,
-            repository_of(args),
-            args.id,
-            keys=keys,
-            by=getpass.getuser(),
-            now=datetime.now(UTC),
-        )
-    print(f"release {args.id}: signed {'offline' if keys else 'online'}")
-    return 0
 
 
 def _run_train(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""`cloud-hub keys init|root|renew|rotate`: the keys that boards trust, beside a hub at work.
+"""`cloud-hub keys ...`: the keys that boards trust, beside a hub at work.
 
-The offline keys belong on a machine, or a medium, that is not the hub: `init` writes them to a directory of
-their own, and whoever signs names their files.
+The offline keys belong on a machine, or a medium, that is not the hub: `init` and `rotate` write them to a
+directory of their own, and whoever signs names their files.
 """
 
 # ruff: noqa: T201 - what a command prints is its result
@@ -11,27 +11,44 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloud_hub.commands import database_of, print_json
 from cloud_hub.config import add_config_argument, load_config
 from cloud_hub.errors import SigningError
+from cloud_hub.releases.key_files import (
+    add_key_arguments,
+    add_passphrase_argument,
+    make_keys,
+    print_progress,
+    read_keys,
+)
+from cloud_hub.store.acts import note_act
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import Signer
-
+    from cloud_hub.releases.pending import Progress
     from cloud_hub.releases.repository import SignedRepository
+    from cloud_hub.releases.status import KeysStatus
 
 _INIT = """\
-Make the keys of `root` and `targets` in a directory, under one passphrase, and an online key in the hub's
-state directory; begin the signed metadata. Afterwards carry the directory away: whoever has these keys and
-their passphrase decides what every board runs. Give `cloud-hub keys root` to the boards as releases.root.
+Make the keys of `root` and `targets` in a directory, each under a passphrase, and an online key in the hub's
+state directory; begin the signed metadata. Afterwards carry the keys away: whoever has enough of them and
+their passphrases decides what every board runs. Give `cloud-hub keys root` to the boards as releases.root.
+"""
+_RENEW = """\
+Without --role: sign snapshot and timestamp again, as a running hub does daily. With it: sign `root` or
+`targets` for another year, by their offline keys, changing nothing.
 """
 _ROTATE = """\
-Replace the hub's online key, for one that was stolen or may have been. Weights that it has signed are signed
-by nobody afterwards; boards that run them go on, and sign them again where they are wanted.
+Replace the keys of a role. `online`, for one that was stolen or may have been: weights that it has signed are
+signed by nobody afterwards; boards that run them go on, and sign them again where they are wanted. `root` and
+`targets`: new keys are made in a directory, all others but those that --keep names are trusted no more. The
+keys of root sign it, the old ones and the new ones; for `online` and `targets` those of targets too.
+"""
+_SIGN = """\
+Add signatures to a change that waits for them. It is published with the last one.
 """
 
 
@@ -54,72 +71,87 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             metavar="N",
             help="how many of them must sign (default: 1)",
         )
+    add_passphrase_argument(init)
     init.set_defaults(run=_init)
     root = actions.add_parser("root", help="print what boards trust first: their releases.root")
     root.set_defaults(run=_root)
-    renew = actions.add_parser("renew", help="sign snapshot and timestamp again, as the hub does daily")
+    show = actions.add_parser("show", help="roles, keys, how long they hold, what is due, what waits")
+    show.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+    show.set_defaults(run=_show)
+    renew = actions.add_parser("renew", help="sign again what expires", description=_RENEW)
+    renew.add_argument("--role", choices=("root", "targets"), help="default: what the hub itself signs")
+    add_key_arguments(renew, required=False, help_text="a key of the role; may be given more than once")
     renew.set_defaults(run=_renew)
-    rotate = actions.add_parser("rotate", help="replace the online key", description=_ROTATE)
-    for role in ("root", "targets"):
-        rotate.add_argument(
-            f"--{role}-key",
-            type=Path,
-            action="append",
-            required=True,
-            metavar="FILE",
-            help=f"a key of {role}; as many as its threshold wants",
-        )
-    rotate.set_defaults(run=_rotate)
-    for action in (init, rotate):
-        action.add_argument(
-            "--passphrase-file", type=Path, metavar="FILE", help="its first line; asked for without it"
-        )
-    for action in (init, root, renew, rotate):
+    sign = actions.add_parser("sign", help="add a signature to what waits for it", description=_SIGN)
+    add_key_arguments(sign, required=True, help_text="a key that is asked for; may be given more than once")
+    sign.set_defaults(run=_sign)
+    drop = actions.add_parser("drop", help="forget a change that waits, and its signatures")
+    drop.set_defaults(run=_drop)
+    for action in (sign, drop):
+        action.add_argument("name", help="the change's, by `cloud-hub keys show`")
+    rotate = _register_rotate(actions)
+    for action in (init, root, show, renew, sign, drop, rotate):
         add_config_argument(action)
 
 
-def read_keys(paths: Sequence[Path], passphrase_file: Path | None) -> list[Signer]:
-    """The offline keys in some files, under one passphrase.
-
-    Raises:
-        SigningError: naming the file that cannot be used.
-    """
-    from cloud_hub.releases.keys import read_key
-
-    passphrase = _passphrase(passphrase_file)
-    return [read_key(path, passphrase) for path in paths]
+def _register_rotate(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse.ArgumentParser:
+    rotate = actions.add_parser("rotate", help="replace the keys of a role", description=_ROTATE)
+    rotate.add_argument(
+        "--role", choices=("online", "root", "targets"), default="online", help="default: online"
+    )
+    rotate.add_argument("--offline", type=Path, metavar="DIR", help="where new offline keys are written")
+    rotate.add_argument("--new-keys", type=_count, default=1, metavar="N", help="how many (default: 1)")
+    rotate.add_argument(
+        "--keep", action="append", default=[], metavar="KEYID", help="a present key that stays, by its id"
+    )
+    rotate.add_argument(
+        "--threshold", type=_count, default=1, metavar="N", help="how many must sign then (default: 1)"
+    )
+    add_key_arguments(
+        rotate, required=True, help_text="a present key of root or targets; may be given more than once"
+    )
+    rotate.add_argument(
+        "--new-passphrase-file", type=Path, action="append", default=[], metavar="FILE",
+        help="for the new keys, as --passphrase-file",
+    )  # fmt: skip
+    rotate.set_defaults(run=_rotate)
+    return rotate
 
 
 def repository_of(args: argparse.Namespace) -> SignedRepository:
     """The repository of the configuration that a command names."""
     from cloud_hub.releases.repository import SignedRepository
+
+    return SignedRepository(_directory_of(args))
+
+
+def _directory_of(args: argparse.Namespace) -> Path:
     from cloud_hub.rollouts.settings import TUF
 
-    return SignedRepository(load_config(args.config).state_dir / TUF)
+    return load_config(args.config).state_dir / TUF
 
 
 def _init(args: argparse.Namespace) -> int:
-    from cloud_hub.releases.keys import make_key
     from cloud_hub.releases.repository import create_repository
-    from cloud_hub.rollouts.settings import TUF
 
-    for role in ("root", "targets"):
+    roles = ("root", "targets")
+    for role in roles:
         keys, threshold = getattr(args, f"{role}_keys"), getattr(args, f"{role}_threshold")
         if threshold > keys:
             raise SigningError(f"--{role}-threshold {threshold} cannot be met by --{role}-keys {keys}")
-    directory = load_config(args.config).state_dir / TUF
-    passphrase = _passphrase(args.passphrase_file, is_new=True)
-    made = {
-        role: [
-            make_key(args.offline / f"{role}-{number}.pem", passphrase)
-            for number in range(1, getattr(args, f"{role}_keys") + 1)
-        ]
-        for role in ("root", "targets")
-    }
+    directory = _directory_of(args)
+    paths = [
+        args.offline / f"{role}-{number}.pem"
+        for role in roles
+        for number in range(1, getattr(args, f"{role}_keys") + 1)
+    ]
+    made = make_keys(args, paths)
     create_repository(
         directory,
-        made["root"],
-        made["targets"],
+        made[: args.root_keys],
+        made[args.root_keys :],
         root_threshold=args.root_threshold,
         targets_threshold=args.targets_threshold,
         now=datetime.now(UTC),
@@ -134,35 +166,101 @@ def _root(args: argparse.Namespace) -> int:
     return 0
 
 
+def _show(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.metadata import MetadataFiles
+    from cloud_hub.releases.status import keys_status
+
+    status = keys_status(repository_of(args), MetadataFiles(_directory_of(args)), datetime.now(UTC))
+    if args.json:
+        print_json(status)
+    else:
+        _print_status(status)
+    return 0
+
+
+def _print_status(status: KeysStatus) -> None:
+    print(f"{'role':<11}{'version':<9}{'sign':<9}{'expires':<13}{'days left':<11}keys")
+    for each in status.roles:
+        needed = f"{each.threshold} of {len(each.keys)}"
+        keys = ", ".join(key[:12] for key in each.keys)
+        print(
+            f"{each.role:<11}{each.version:<9}{needed:<9}{each.expires:%Y-%m-%d}   {each.days_left:<11}{keys}"
+        )
+    for each in status.roles:
+        if each.due:
+            print(f"due: {each.role} expires in {each.days_left} days: {each.due}")
+    for waiting in status.pending:
+        missing = ", ".join(f"{number} of {role}" for role, number in waiting.missing.items())
+        says = "stale, `cloud-hub keys drop` and begin again" if waiting.stale else f"waits for {missing}"
+        print(f"pending {waiting.name}, begun {waiting.begun_at:%Y-%m-%d %H:%M} UTC: {says}")
+
+
 def _renew(args: argparse.Namespace) -> int:
-    repository_of(args).renew_online(datetime.now(UTC))
+    repository = repository_of(args)
+    if args.role is None:
+        if args.key:
+            raise SigningError("--key needs --role root or --role targets: the hub's own key is with the hub")
+        repository.renew_online(datetime.now(UTC))
+        return 0
+    progress = repository.renew_offline(args.role, keys=read_keys(args), now=datetime.now(UTC))
+    _note(args, "keys.renew", args.role, progress)
+    print_progress(progress, f"{args.role}: signed for another year")
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    progress = repository_of(args).sign_pending(args.name, keys=read_keys(args), now=datetime.now(UTC))
+    _note(args, "keys.sign", args.name, progress)
+    print_progress(progress, f"{args.name}: signed by enough, published")
+    return 0
+
+
+def _drop(args: argparse.Namespace) -> int:
+    repository_of(args).drop_pending(args.name)
+    _note(args, "keys.drop", args.name, None)
+    print(f"{args.name}: forgotten")
     return 0
 
 
 def _rotate(args: argparse.Namespace) -> int:
-    keys = read_keys([*args.root_key, *args.targets_key], args.passphrase_file)
-    repository_of(args).rotate_online_key(
-        root_keys=keys[: len(args.root_key)],
-        targets_keys=keys[len(args.root_key) :],
-        now=datetime.now(UTC),
-    )
-    print("the online key is another one; sign again what it had signed and is still wanted")
+    repository = repository_of(args)
+    keys = read_keys(args)
+    now = datetime.now(UTC)
+    if args.role == "online":
+        progress = repository.rotate_online_key(keys=keys, now=now)
+        done = "the online key is another one; sign again what it had signed and is still wanted"
+    else:
+        if args.offline is None:
+            raise SigningError("--offline DIR is needed: where the new keys are written")
+        number = repository.check_rotation(
+            args.role, new_keys=args.new_keys, threshold=args.threshold, keep=args.keep
+        )
+        made = make_keys(
+            argparse.Namespace(passphrase_file=args.new_passphrase_file),
+            [args.offline / f"{args.role}-v{number}-{index + 1}.pem" for index in range(args.new_keys)],
+        )
+        progress = repository.rotate_offline_keys(
+            args.role, made, threshold=args.threshold, keep=args.keep, keys=keys, now=now
+        )
+        done = f"{args.role}: the new keys hold; carry them away from the hub"
+    _note(args, "keys.rotate", args.role, progress)
+    print_progress(progress, done)
     return 0
 
 
-def _passphrase(path: Path | None, *, is_new: bool = False) -> bytes:
-    if path is not None:
-        try:
-            text = path.read_text(encoding="utf-8").partition("\n")[0]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SigningError(f"{path}: no passphrase can be read: {error}") from error
-    else:
-        text = getpass.getpass("passphrase of the offline keys: ")
-        if is_new and text != getpass.getpass("once more: "):
-            raise SigningError("the two passphrases differ; nothing was made")
-    if not text:
-        raise SigningError("an empty passphrase protects nothing; nothing was made or read")
-    return text.encode()
+def _note(args: argparse.Namespace, act: str, subject: str, progress: Progress | None) -> None:
+    detail = "" if progress is None else progress.summary()
+    with database_of(load_config(args.config)) as database:
+        database.run(
+            lambda c: note_act(
+                c,
+                getpass.getuser(),
+                act,
+                f"keys {subject}",
+                detail,
+                now_ms=round(datetime.now(UTC).timestamp() * 1000),
+            )
+        )
 
 
 def _count(text: str) -> int:

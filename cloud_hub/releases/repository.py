@@ -2,45 +2,55 @@
 
     <directory>/metadata/<version>.<role>.json, timestamp.json     what boards fetch
     <directory>/keys/online.pem                                    signs snapshot, timestamp and weights
+    <directory>/pending/<name>.json                                changes that wait for offline keys
     <directory>/blobs/<sha256>                                     the policy's content
 
 What is signed under which name: see `edge_cascade.signed_releases`. Files are written durably, a role's new
 version first, then the snapshot, the timestamp last: a process that dies in between leaves metadata that hold
-together, and what the timestamp does not reach yet is signed anew. One process signs at a time (flock).
+together, and what the timestamp does not reach yet is signed anew. A change of the offline roles is a file
+with all its signatures before any of it is metadata; whoever comes next carries it out to the end.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from copy import deepcopy
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
-from securesystemslib.exceptions import StorageError
 from securesystemslib.signer import Signer
-from tuf.api.exceptions import DownloadError, RepositoryError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
     Metadata,
-    MetaFile,
     Root,
-    Signed,
     Snapshot,
-    TargetFile,
     Targets,
     Timestamp,
 )
 
 from cloud_hub.errors import SigningError
-from cloud_hub.releases.keys import make_key, read_key
-from cloud_hub.releases.layout import BLOBS, METADATA
-from edge_cascade.durable import crash_point, sync_directory, write_durably
+from cloud_hub.releases.changes import (
+    LIFETIMES,
+    Draft,
+    Edit,
+    check_keys,
+    name_part,
+    name_release,
+    put_policy,
+    renew,
+    trust_offline,
+    trust_online,
+    withdraw,
+)
+from cloud_hub.releases.layout import BLOBS
+from cloud_hub.releases.metadata import TIMESTAMP, MetadataFiles, sha256
+from cloud_hub.releases.online import OnlineRoles
+from cloud_hub.releases.pending import Pending, PendingFiles, Progress, progress_of, sign_with
+from edge_cascade.durable import crash_point
 from edge_cascade.manifest import Norms
 from edge_cascade.signed_releases import (
     CUSTOM,
@@ -53,23 +63,7 @@ from edge_cascade.signed_releases import (
     weights_target,
 )
 
-ONLINE_KEY: Final = "keys/online.pem"
-NEXT_KEY: Final = "keys/online.next.pem"
-"""Of a rotation under way."""
-TIMESTAMP: Final = "timestamp.json"
-ISSUED: Final = "issued"
-"""In the timestamp, signed with it: when it was made. A board's idea of time moves forward by it alone."""
-
-LIFETIMES: Final[Mapping[str, timedelta]] = {
-    Root.type: timedelta(days=365),
-    Targets.type: timedelta(days=365),
-    ONLINE_ROLE: timedelta(days=90),
-    Snapshot.type: timedelta(days=14),
-    Timestamp.type: timedelta(days=3),
-}
 RENEW_WEIGHTS_BEFORE: Final = timedelta(days=30)
-
-SignedT = TypeVar("SignedT", Root, Targets, Timestamp)
 
 
 def create_repository(
@@ -95,8 +89,9 @@ def create_repository(
     repository = SignedRepository(directory)
     if (repository.metadata_directory / TIMESTAMP).exists():
         raise SigningError(f"{directory}: there is a repository already")
-    key_path = directory / ONLINE_KEY
-    online = read_key(key_path, None) if key_path.exists() else make_key(key_path, None)
+    files = MetadataFiles(directory)
+    roles = OnlineRoles(files)
+    online = roles.first_key()
     root = Root(expires=now + LIFETIMES[Root.type], consistent_snapshot=True)
     for role, keys, threshold in (
         (Root.type, root_keys, root_threshold),
@@ -114,24 +109,31 @@ def create_repository(
         expires=now + LIFETIMES[Targets.type],
         delegations=Delegations({online.public_key.keyid: online.public_key}, {ONLINE_ROLE: delegated}),
     )
-    with repository.held():
-        repository.write(root, Root.type, root_keys)
-        repository.write(targets, Targets.type, targets_keys)
-        repository.write(Targets(expires=now + LIFETIMES[ONLINE_ROLE]), ONLINE_ROLE, [online])
-        repository.publish(now)
+    with files.held():
+        roles.write(root, Root.type, root_keys)
+        roles.write(targets, Targets.type, targets_keys)
+        roles.write(Targets(expires=now + LIFETIMES[ONLINE_ROLE]), ONLINE_ROLE, [online])
+        roles.publish(now)
     return repository
 
 
 class SignedRepository:
-    """Signs what boards are to believe, and says what is signed."""
+    """Signs what boards are to believe, and says what is signed.
+
+    What offline keys sign returns a `Progress`: it is published once enough have signed, and waits until then
+    under a name of its own. Asking for the same again, with another key, goes on where it was.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._files = MetadataFiles(directory)
+        self._roles = OnlineRoles(self._files)
+        self._pending = PendingFiles(directory)
 
     @property
     def metadata_directory(self) -> Path:
         """What is served to boards as it is."""
-        return self._directory / METADATA
+        return self._files.metadata_directory
 
     def first_root(self) -> bytes:
         """The newest root: what a new board is given to trust first.
@@ -139,7 +141,7 @@ class SignedRepository:
         Raises:
             SigningError: when there is no repository.
         """
-        return self._read(self._name_of(Root.type))
+        return self._files.read(self._files.name_of(Root.type))
 
     def is_signed(self, model: str, graph: str, weights: str) -> bool:
         """Whether boards would take a bundle of these parts: the graph offline, the weights by either role.
@@ -148,10 +150,10 @@ class SignedRepository:
             SigningError: when the metadata cannot be read.
         """
         name = weights_target(model, weights)
-        targets = self._load(Targets, Targets.type).signed.targets
+        targets = self._roles.targets().targets
         if graph_target(model, graph) not in targets:
             return False
-        return name in targets or name in self._load(Targets, ONLINE_ROLE).signed.targets
+        return name in targets or name in self._roles.weights().targets
 
     def norms_of(self, model: str, graph: str) -> Norms | None:
         """The norms that a graph was signed with, if it was.
@@ -159,10 +161,27 @@ class SignedRepository:
         Raises:
             SigningError: when the metadata cannot be read.
         """
-        target = self._load(Targets, Targets.type).signed.targets.get(graph_target(model, graph))
+        target = self._roles.targets().targets.get(graph_target(model, graph))
         if target is None:
             return None
         return msgspec.convert(target.unrecognized_fields[CUSTOM], type=PartNote).norms
+
+    def policy(self) -> Policy:
+        """What boards are asked beside signatures.
+
+        Raises:
+            SigningError: when it cannot be read.
+        """
+        target = self._roles.targets().targets.get(POLICY_TARGET)
+        if target is None:
+            return Policy()
+        path = self._directory / BLOBS / target.hashes["sha256"]
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Policy)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise SigningError(f"{path}: {error}") from error
+
+    # --- by offline keys -----------------------------------------------------------------------------------
 
     def sign_offline(
         self,
@@ -174,18 +193,149 @@ class SignedRepository:
         keys: Sequence[Signer],
         now: datetime,
         norms: Norms | None = None,
-    ) -> None:
+    ) -> Progress:
         """Sign the manifests of both parts of a release with the keys of `targets`.
 
         `norms` are for a graph whose manifest states none.
 
         Raises:
-            SigningError: when these keys do not meet the threshold, or the disk does not take it.
+            SigningError: see `change`.
         """
-        graph_sha256 = _sha256(graph)
-        with self._changed_targets(keys, now) as targets:
-            _name(targets, graph_target(model, graph_sha256), graph, PartNote(release, norms=norms))
-            _name(targets, weights_target(model, _sha256(weights)), weights, PartNote(release, graph_sha256))
+        edit = name_release(model, release, graph=graph, weights=weights, norms=norms)
+        return self.change(f"release-{release}", edit, keys, now)
+
+    def set_policy(self, policy: Policy, *, keys: Sequence[Signer], now: datetime) -> Progress:
+        """Have boards refuse releases below a floor.
+
+        Raises:
+            SigningError: see `change`.
+        """
+        return self.change("floor", put_policy(policy), keys, now)
+
+    def revoke(self, name: str, targets: Sequence[str], *, keys: Sequence[Signer], now: datetime) -> Progress:
+        """Take targets out of both roles: boards that do not run them will not take them any more.
+
+        Raises:
+            SigningError: when one is not signed; see `change`.
+        """
+        return self.change(f"revoke-{name}", withdraw(targets, self._roles.weights()), keys, now)
+
+    def rotate_online_key(self, *, keys: Sequence[Signer], now: datetime) -> Progress:
+        """Replace the online key, for one that was stolen or may have been. What it signed is forgotten.
+
+        The new key lies beside the old one until root and targets both name it.
+
+        Raises:
+            SigningError: see `change`.
+        """
+        with self._files.held():
+            fresh = self._roles.next_key()
+        return self.change("rotate-online", trust_online(fresh.public_key), keys, now)
+
+    def check_rotation(self, role: str, *, new_keys: int, threshold: int, keep: Sequence[str]) -> int:
+        """Whether keys that are made now could replace those of a role; the version of root to be.
+
+        Raises:
+            SigningError: when such a change waits already, the threshold cannot be met, or `keep` is wrong.
+        """
+        name = f"rotate-{role}"
+        if name in self._pending.names():
+            raise SigningError(
+                f"pending {name}: waits already; sign it by `cloud-hub keys sign {name}`, or "
+                f"`cloud-hub keys drop {name}` and begin again"
+            )
+        root = self._roles.root()
+        check_keys(root.roles[role].keyids, role, new_keys, keep=keep, threshold=threshold)
+        return root.version + 1
+
+    def rotate_offline_keys(
+        self,
+        role: str,
+        fresh: Sequence[Signer],
+        *,
+        threshold: int,
+        keys: Sequence[Signer],
+        now: datetime,
+        keep: Sequence[str] = (),
+    ) -> Progress:
+        """Replace the keys of `root` or `targets` by `fresh` ones; those that `keep` names by their ids stay.
+
+        Both the old and the new threshold of root sign a new root. `fresh` keys sign at once.
+
+        Raises:
+            SigningError: see `change`, and when the threshold cannot be met.
+        """
+        publics = [key.public_key for key in fresh]
+        edit = trust_offline(role, publics, keep=keep, threshold=threshold)
+        return self.change(f"rotate-{role}", edit, [*keys, *fresh], now)
+
+    def renew_offline(self, role: str, *, keys: Sequence[Signer], now: datetime) -> Progress:
+        """Sign `root` or `targets` for another year, changing nothing.
+
+        Raises:
+            SigningError: see `change`.
+        """
+        return self.change(f"renew-{role}", renew(role), keys, now)
+
+    def change(self, name: str, edit: Edit, keys: Sequence[Signer], now: datetime) -> Progress:
+        """Begin a change of the offline roles, or go on with the one of this name.
+
+        Raises:
+            SigningError: when a key is none that is asked for; the change that waits is another one, or
+                another was published since it was begun; or the disk does not take it.
+        """
+        with self._alone(now):
+            pending = self._pending.get(name)
+            drafted = self._drafted(name, edit, now if pending is None else pending.begun_at)
+            if pending is None:
+                return self._sign(drafted, keys, now)
+            self._check_fresh(pending)
+            if any(
+                drafted.roles.keys() != pending.roles.keys()
+                or drafted.metadata(role).signed != pending.metadata(role).signed
+                for role in pending.roles
+            ):
+                raise SigningError(
+                    f"pending {name}: waits for signatures over something else than this; sign that by "
+                    f"`cloud-hub keys sign {name}`, or `cloud-hub keys drop {name}` and begin again"
+                )
+            return self._sign(pending, keys, now)
+
+    def sign_pending(self, name: str, *, keys: Sequence[Signer], now: datetime) -> Progress:
+        """Sign a change that waits, whatever it is.
+
+        Raises:
+            SigningError: when none of this name waits; see `change`.
+        """
+        with self._alone(now):
+            pending = self._pending.get(name)
+            if pending is None:
+                raise SigningError(f"pending {name}: no such change waits; `cloud-hub keys show` lists them")
+            self._check_fresh(pending)
+            return self._sign(pending, keys, now)
+
+    def drop_pending(self, name: str) -> None:
+        """Forget a change that waits, and its signatures.
+
+        Raises:
+            SigningError: when none of this name waits, or it has all its signatures.
+        """
+        with self._files.held():
+            if self._is_sealed(name):
+                raise SigningError(f"pending {name}: is signed already, and published at the next signature")
+            self._pending.drop(name)
+
+    def pending(self) -> list[tuple[Pending, Progress, bool]]:
+        """The changes that wait, how far each has come, and whether another one made it stale.
+
+        Raises:
+            SigningError: when one cannot be read.
+        """
+        root = self._roles.root()
+        found = [self._pending.get(name) for name in self._pending.names()]
+        return [(each, progress_of(each, root), self._is_stale(each)) for each in found if each is not None]
+
+    # --- by the online key ---------------------------------------------------------------------------------
 
     def sign_weights_online(
         self, model: str, release: int, *, weights: bytes, graph_sha256: str, now: datetime
@@ -195,82 +345,16 @@ class SignedRepository:
         Raises:
             SigningError: when no offline key has signed its graph, or the disk does not take it.
         """
-        with self.held():
-            if graph_target(model, graph_sha256) not in self._load(Targets, Targets.type).signed.targets:
+        with self._alone(now):
+            if graph_target(model, graph_sha256) not in self._roles.targets().targets:
                 raise SigningError(
                     f"the graph {graph_sha256[:12]} of {model!r} is not signed: the online key signs weights "
                     "of signed graphs alone; sign the whole release with the offline keys"
                 )
-            role = self._load(Targets, ONLINE_ROLE).signed
-            _name(role, weights_target(model, _sha256(weights)), weights, PartNote(release, graph_sha256))
-            self._sign_weights_role(role, now)
-            self.publish(now)
-
-    def set_policy(self, policy: Policy, *, keys: Sequence[Signer], now: datetime) -> None:
-        """Have boards refuse releases below a floor.
-
-        Raises:
-            SigningError: when these keys do not meet the threshold, or the disk does not take it.
-        """
-        content = msgspec.json.encode(policy)
-        with self._changed_targets(keys, now) as targets:
-            blobs = self._directory / BLOBS
-            self._write_file(blobs / _sha256(content), content)
-            targets.targets[POLICY_TARGET] = TargetFile.from_data(POLICY_TARGET, content, ["sha256"])
-
-    def revoke(self, names: Sequence[str], *, keys: Sequence[Signer], now: datetime) -> None:
-        """Take targets out of both roles: boards that do not run them will not take them any more.
-
-        Raises:
-            SigningError: when one is not signed, or these keys do not meet the threshold; nothing is changed.
-        """
-        with self.held():
-            targets = self._load(Targets, Targets.type).signed
-            role = self._load(Targets, ONLINE_ROLE).signed
-            for name in names:
-                if name not in targets.targets and name not in role.targets:
-                    raise SigningError(f"{name}: not signed, so there is nothing to revoke")
-                targets.targets.pop(name, None)
-                role.targets.pop(name, None)
-            self._renewed(targets, Targets.type, now)
-            # Held against the threshold before anything is written.
-            content = self._signed(targets, Targets.type, keys, self._load(Root, Root.type).signed)
-            self._sign_weights_role(role, now)
-            self._write_file(self.metadata_directory / f"{targets.version}.{Targets.type}.json", content)
-            self.publish(now)
-
-    def rotate_online_key(
-        self, *, root_keys: Sequence[Signer], targets_keys: Sequence[Signer], now: datetime
-    ) -> None:
-        """Replace the online key, for one that was stolen or may have been. What it signed is forgotten.
-
-        The new key lies beside the old one until root and targets both name it, so one that was interrupted
-        is renewed by either key, and finished by asking again.
-
-        Raises:
-            SigningError: when the keys do not meet a threshold, or the disk does not take it.
-        """
-        with self.held():
-            path = self._directory / NEXT_KEY
-            fresh = read_key(path, None) if path.exists() else make_key(path, None)
-            root = self._load(Root, Root.type).signed
-            targets = self._load(Targets, Targets.type).signed
-            for role in (Snapshot.type, Timestamp.type):
-                _name_only(root, role, fresh, root.roles[role].keyids)
-            _name_only(targets, ONLINE_ROLE, fresh, _delegated_keys(targets))
-            self._renewed(root, Root.type, now)
-            self._renewed(targets, Targets.type, now)
-            # Both are held against their thresholds before either is written.
-            content = [
-                (f"{signed.version}.{name}.json", self._signed(signed, name, keys, root))
-                for name, signed, keys in (
-                    (Targets.type, targets, targets_keys),
-                    (Root.type, root, root_keys),
-                )
-            ]
-            for name, data in content:
-                self._write_file(self.metadata_directory / name, data)
-            self.publish(now)
+            role = self._roles.weights()
+            name_part(role, weights_target(model, sha256(weights)), weights, PartNote(release, graph_sha256))
+            self._roles.sign_weights(role, now)
+            self._roles.publish(now)
 
     def renew_online(self, now: datetime) -> None:
         """Sign snapshot and timestamp again, and the weights' role where it expires soon.
@@ -278,197 +362,83 @@ class SignedRepository:
         Raises:
             SigningError: when the key or the metadata cannot be read, or the disk does not take it.
         """
-        with self.held():
-            role = self._load(Targets, ONLINE_ROLE).signed
+        with self._alone(now):
+            role = self._roles.weights()
             if role.expires - now < RENEW_WEIGHTS_BEFORE:
-                self._sign_weights_role(role, now)
-            self.publish(now)
-
-    # --- for `create_repository` as well -------------------------------------------------------------------
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Alone with the repository."""
-        try:
-            self.metadata_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise SigningError(f"{error.filename}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def write(self, signed: Signed, role: str, keys: Sequence[Signer]) -> None:
-        """Sign and write one version of a role.
-
-        Raises:
-            SigningError: when the keys do not meet the role's threshold.
-        """
-        root = signed if isinstance(signed, Root) else self._load(Root, Root.type).signed
-        content = self._signed(signed, role, keys, root)
-        name = TIMESTAMP if role == Timestamp.type else f"{signed.version}.{role}.json"
-        self._write_file(self.metadata_directory / name, content)
-
-    def publish(self, now: datetime) -> None:
-        """A new snapshot of what there is, and a new timestamp of it."""
-        self._settle(now)
-        online = [self._key_of(Timestamp.type)]
-        meta = {}
-        for role in (Targets.type, ONLINE_ROLE):
-            name = self._name_of(role)
-            content = self._read(name)
-            meta[f"{role}.json"] = MetaFile(_version_of(name), len(content), {"sha256": _sha256(content)})
-        # A number that was never used: a process that died may have left a snapshot without a timestamp.
-        version = self._newest(Snapshot.type) + 1
-        snapshot = Snapshot(version=version, expires=now + LIFETIMES[Snapshot.type], meta=meta)
-        self.write(snapshot, Snapshot.type, online)
-        crash_point("tuf.snapshot-written")
-        content = self._read(f"{version}.{Snapshot.type}.json")
-        timestamp = Timestamp(
-            version=self._timestamp_version() + 1,
-            expires=now + LIFETIMES[Timestamp.type],
-            snapshot_meta=MetaFile(version, len(content), {"sha256": _sha256(content)}),
-        )
-        timestamp.unrecognized_fields[ISSUED] = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.write(timestamp, Timestamp.type, online)
+                self._roles.sign_weights(role, now)
+            self._roles.publish(now)
 
     # --- parts ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _changed_targets(self, keys: Sequence[Signer], now: datetime) -> Iterator[Targets]:
-        with self.held():
-            targets = self._load(Targets, Targets.type).signed
-            yield targets
-            self._renewed(targets, Targets.type, now)
-            self.write(targets, Targets.type, keys)
-            crash_point("tuf.targets-written")
-            self.publish(now)
+    def _alone(self, now: datetime) -> Iterator[None]:
+        """Alone with the repository, once what another process had begun to publish is finished."""
+        with self._files.held():
+            for name in self._pending.names():
+                if self._is_sealed(name):
+                    pending = self._pending.get(name)
+                    assert pending is not None
+                    self._carry_out(pending, now)
+            yield
 
-    def _sign_weights_role(self, role: Targets, now: datetime) -> None:
-        self._renewed(role, ONLINE_ROLE, now)
-        self.write(role, ONLINE_ROLE, [self._key_of(ONLINE_ROLE)])
-        crash_point("tuf.weights-written")
-
-    def _renewed(self, signed: Signed, role: str, now: datetime) -> None:
-        signed.version = self._newest(role) + 1
-        signed.expires = now + LIFETIMES[role]
-
-    def _signed(self, signed: Signed, role: str, keys: Sequence[Signer], root: Root) -> bytes:
-        """The bytes of a role, once its threshold is met; of a root, the one before it agrees as well."""
-        metadata: Metadata[Any] = Metadata(signed)
-        for key in keys:
-            metadata.sign(key, append=True)
-        delegators: list[Root | Targets] = [root]
-        if role == ONLINE_ROLE:
-            delegators = [self._load(Targets, Targets.type).signed]
-        elif role == Root.type and signed.version > 1:
-            delegators.append(self._load(Root, Root.type).signed)
+    def _is_sealed(self, name: str) -> bool:
         try:
-            for delegator in delegators:
-                delegator.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
-        except (RepositoryError, ValueError) as error:
-            raise SigningError(f"{role}: these keys do not meet its threshold: {error}") from error
-        return metadata.to_bytes()
+            pending = self._pending.get(name)
+        except SigningError:
+            # Damaged: `keys drop` must reach it, and it must not keep the hub from renewing.
+            return False
+        return pending is not None and pending.sealed
 
-    def _settle(self, now: datetime) -> None:
-        """Finish what a rotation, whole or interrupted, has left: signatures and files of the key before."""
-        try:
-            metadata = self._load(Targets, ONLINE_ROLE)
-            targets = self._load(Targets, Targets.type).signed
-            targets.verify_delegate(ONLINE_ROLE, metadata.signed_bytes, metadata.signatures)
-        except RepositoryError:
-            metadata.signed.targets.clear()
-            self._sign_weights_role(metadata.signed, now)
-        fresh = self._directory / NEXT_KEY
-        if fresh.exists():
-            keyid = read_key(fresh, None).public_key.keyid
-            if all(keyid in self._keys_of(role) for role in (Timestamp.type, ONLINE_ROLE)):
-                fresh.replace(self._directory / ONLINE_KEY)
-                sync_directory(fresh.parent)
+    def _drafted(self, name: str, edit: Edit, begun_at: datetime) -> Pending:
+        draft = Draft(deepcopy(self._roles.root()), deepcopy(self._roles.targets()))
+        edit(draft)
+        signed: Mapping[str, Root | Targets] = {Root.type: draft.root, Targets.type: draft.targets}
+        roles = {}
+        for role in sorted(draft.changed):
+            signed[role].version = self._files.newest(role) + 1
+            # Whole seconds: that is how it is written.
+            signed[role].expires = begun_at.replace(microsecond=0) + LIFETIMES[role]
+            metadata: Metadata[Any] = Metadata(signed[role])
+            roles[role] = metadata.to_bytes().decode()
+        blobs = tuple(blob.decode() for blob in draft.blobs)
+        return Pending(name, begun_at, roles, blobs, tuple(draft.withdrawn))
 
-    def _key_of(self, role: str) -> Signer:
-        """The key on this disk that the metadata name for an online role."""
-        for path in (self._directory / ONLINE_KEY, self._directory / NEXT_KEY):
-            if path.exists():
-                key = read_key(path, None)
-                if key.public_key.keyid in self._keys_of(role):
-                    return key
-        raise SigningError(
-            f"{self._directory / ONLINE_KEY}: not the key that is named for {role}; put that one back, or "
-            "make another by `cloud-hub keys rotate`"
+    def _check_fresh(self, pending: Pending) -> None:
+        if self._is_stale(pending):
+            raise SigningError(
+                f"pending {pending.name}: another change was published since it was begun on "
+                f"{pending.begun_at:%Y-%m-%d %H:%M} UTC; `cloud-hub keys drop {pending.name}` and begin again"
+            )
+
+    def _is_stale(self, pending: Pending) -> bool:
+        return any(
+            pending.metadata(role).signed.version != self._files.newest(role) + 1 for role in pending.roles
         )
 
-    def _keys_of(self, role: str) -> list[str]:
-        if role == ONLINE_ROLE:
-            return _delegated_keys(self._load(Targets, Targets.type).signed)
-        return self._load(Root, Root.type).signed.roles[role].keyids
+    def _sign(self, pending: Pending, keys: Sequence[Signer], now: datetime) -> Progress:
+        root = self._roles.root()
+        signed = sign_with(pending, root, keys)
+        progress = progress_of(signed, root)
+        signed = msgspec.structs.replace(signed, sealed=progress.is_published)
+        self._pending.put(signed)
+        crash_point("tuf.pending-written")
+        if signed.sealed:
+            self._carry_out(signed, now)
+        return progress
 
-    def _load(self, kind: type[SignedT], role: str) -> Metadata[SignedT]:
-        name = TIMESTAMP if role == Timestamp.type else self._name_of(role)
-        try:
-            metadata: Metadata[Any] = Metadata.from_bytes(self._read(name))
-        except (RepositoryError, DownloadError, StorageError, ValueError, KeyError) as error:
-            raise SigningError(f"{self.metadata_directory / name}: {error}") from error
-        if not isinstance(metadata.signed, kind):
-            raise SigningError(f"{self.metadata_directory / name}: is {metadata.signed.type}, not {role}")
-        return metadata
-
-    def _name_of(self, role: str) -> str:
-        version = self._newest(role)
-        if not version:
-            raise SigningError(f"{self._directory}: no signed metadata; begin with `cloud-hub keys init`")
-        return f"{version}.{role}.json"
-
-    def _newest(self, role: str) -> int:
-        names = (path.name for path in self.metadata_directory.glob(f"*.{role}.json"))
-        return max((_version_of(name) for name in names), default=0)
-
-    def _timestamp_version(self) -> int:
-        if not (self.metadata_directory / TIMESTAMP).exists():
-            return 0
-        return self._load(Timestamp, Timestamp.type).signed.version
-
-    def _read(self, name: str) -> bytes:
-        path = self.metadata_directory / name
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise SigningError(f"{path}: {error.strerror or error}") from error
-
-    def _write_file(self, path: Path, content: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_durably(path, content)
-        except OSError as error:
-            raise SigningError(f"{path}: {error.strerror or error}") from error
-
-
-def _name(role: Targets, name: str, content: bytes, note: PartNote) -> None:
-    target = TargetFile.from_data(name, content, ["sha256"])
-    target.unrecognized_fields[CUSTOM] = msgspec.to_builtins(note)
-    role.targets[name] = target
-
-
-def _delegated_keys(targets: Targets) -> list[str]:
-    if targets.delegations is None or targets.delegations.roles is None:
-        return []
-    return targets.delegations.roles[ONLINE_ROLE].keyids
-
-
-def _name_only(signed: Root | Targets, role: str, key: Signer, named: Sequence[str]) -> None:
-    """Have a role trust this key and no other; `named` are those that it trusts now."""
-    for keyid in list(named):
-        if keyid != key.public_key.keyid:
-            signed.revoke_key(keyid, role)
-    signed.add_key(key.public_key, role)
-
-
-def _version_of(name: str) -> int:
-    version = name.partition(".")[0]
-    return int(version) if version.isdecimal() else 0
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    def _carry_out(self, pending: Pending, now: datetime) -> None:
+        """Write a sealed change as metadata, whole or what is missing of it."""
+        for blob in pending.blobs:
+            self._files.write_file(self._directory / BLOBS / sha256(blob.encode()), blob.encode())
+        online = self._roles.weights()
+        if any(name in online.targets for name in pending.withdrawn):
+            for name in pending.withdrawn:
+                online.targets.pop(name, None)
+            self._roles.sign_weights(online, now)
+        for role in (Targets.type, Root.type):
+            if role in pending.roles:
+                name = f"{pending.metadata(role).signed.version}.{role}.json"
+                self._files.write_metadata(name, pending.roles[role].encode())
+                crash_point(f"tuf.{role}-written")
+        self._roles.publish(now)
+        self._pending.drop(pending.name)

@@ -1,13 +1,15 @@
-"""Signs a release of the registry, and writes down who did."""
+"""Signs, bars and revokes releases of the registry, and writes down who did."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.numpy import load
+from sqlalchemy import RowMapping
 
 from cloud_hub.errors import SigningError
 from cloud_hub.registry import release_directory
@@ -15,12 +17,26 @@ from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.store.acts import note_act
 from cloud_hub.store.database import Database
 from cloud_hub.store.releases import ReleaseState, get_release
-from edge_cascade.bounds import bounds_problems, norms_around
-from edge_cascade.bundle import GRAPH, MANIFEST, WEIGHTS, WEIGHTS_BLOB, load_bundle
+from edge_cascade.bounds import Tensors, bounds_problems, norms_around
+from edge_cascade.bundle import GRAPH, MANIFEST, WEIGHTS, WEIGHTS_BLOB, Bundle, load_bundle
 from edge_cascade.errors import BundleError
+from edge_cascade.signed_releases import Policy, graph_target, weights_target
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
+
+    from cloud_hub.releases.pending import Progress
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Content:
+    """A release as it is to be signed; `graph` and `weights` are the manifests."""
+
+    model: str
+    bundle: Bundle
+    graph: bytes
+    weights: bytes
+    tensors: Tensors
 
 
 def sign_release(
@@ -32,14 +48,112 @@ def sign_release(
     keys: Sequence[Signer],
     by: str,
     now: datetime,
-) -> None:
-    """Sign a release with the offline `keys`, or its weights with the online one where there are none.
+) -> Progress:
+    """Sign a release with offline keys; how many are missing still.
 
     Raises:
         NotFoundError: when there is no such release.
-        SigningError: when it is halted or retired, damaged, out of bounds, or the keys do not do.
+        SigningError: when it is halted or retired, or damaged; see `SignedRepository.change`.
+    """
+    content = _read(database, state_dir, release_id)
+    progress = repository.sign_offline(
+        content.model,
+        release_id,
+        graph=content.graph,
+        weights=content.weights,
+        keys=keys,
+        now=now,
+        # Where the graph says how far weights may move, its own word holds.
+        norms=norms_around(content.tensors) if content.bundle.graph.bounds.norms is None else None,
+    )
+    _note(database, "release.sign", release_id, f"offline, {progress.summary()}", by=by, now=now)
+    return progress
+
+
+def sign_release_online(
+    database: Database,
+    state_dir: Path,
+    repository: SignedRepository,
+    release_id: int,
+    *,
+    by: str,
+    now: datetime,
+) -> None:
+    """Sign a release's weights with the online key.
+
+    Raises:
+        NotFoundError: when there is no such release.
+        SigningError: when it is halted or retired, damaged, out of bounds, or its graph is not signed.
+    """
+    content = _read(database, state_dir, release_id)
+    bundle = content.bundle
+    problems = bounds_problems(
+        bundle.graph,
+        bundle.weights,
+        content.tensors,
+        repository.norms_of(content.model, bundle.graph_sha256),
+    )
+    if problems:
+        raise SigningError(
+            f"release {release_id} leaves the bounds of its graph: {'; '.join(problems)}; "
+            "the offline keys may sign it (--key)"
+        )
+    repository.sign_weights_online(
+        content.model, release_id, weights=content.weights, graph_sha256=bundle.graph_sha256, now=now
+    )
+    _note(database, "release.sign", release_id, "online", by=by, now=now)
+
+
+def set_floor(
+    database: Database,
+    repository: SignedRepository,
+    release_id: int,
+    *,
+    keys: Sequence[Signer],
+    by: str,
+    now: datetime,
+) -> Progress:
+    """Have boards refuse releases of the same model that are older than this one.
+
+    Raises:
+        NotFoundError: when there is no such release.
+        SigningError: see `SignedRepository.change`.
+    """
+    model = database.run(lambda c: get_release(c, release_id))["model"]
+    floors = repository.policy().security_floor | {model: release_id}
+    progress = repository.set_policy(Policy(floors), keys=keys, now=now)
+    _note(database, "release.floor", release_id, f"{model}, {progress.summary()}", by=by, now=now)
+    return progress
+
+
+def revoke_release(
+    database: Database,
+    repository: SignedRepository,
+    release_id: int,
+    *,
+    with_graph: bool,
+    why: str,
+    keys: Sequence[Signer],
+    by: str,
+    now: datetime,
+) -> Progress:
+    """Take the signature from a release's weights, and from its graph where that is asked for.
+
+    Raises:
+        NotFoundError: when there is no such release.
+        SigningError: when it is not signed; see `SignedRepository.change`.
     """
     row = database.run(lambda c: get_release(c, release_id))
+    names = [weights_target(row["model"], row["weights"].hex())]
+    if with_graph:
+        names.append(graph_target(row["model"], row["graph"].hex()))
+    progress = repository.revoke(str(release_id), names, keys=keys, now=now)
+    _note(database, "release.revoke", release_id, f"{why} ({progress.summary()})", by=by, now=now)
+    return progress
+
+
+def _read(database: Database, state_dir: Path, release_id: int) -> _Content:
+    row: RowMapping = database.run(lambda c: get_release(c, release_id))
     if row["state"] in {ReleaseState.HALTED, ReleaseState.RETIRED}:
         raise SigningError(
             f"release {release_id} is {row['state']}: it was taken back, boards must not take it"
@@ -51,27 +165,9 @@ def sign_release(
         tensors = load((directory / WEIGHTS / WEIGHTS_BLOB).read_bytes())
     except (BundleError, OSError) as error:
         raise SigningError(f"release {release_id}: {error}") from error
-    if keys:
-        # Where the graph says how far weights may move, its own word holds.
-        norms = norms_around(tensors) if bundle.graph.bounds.norms is None else None
-        repository.sign_offline(
-            row["model"], release_id, graph=graph, weights=weights, keys=keys, now=now, norms=norms
-        )
-    else:
-        problems = bounds_problems(
-            bundle.graph,
-            bundle.weights,
-            tensors,
-            repository.norms_of(row["model"], bundle.graph_sha256),
-        )
-        if problems:
-            raise SigningError(
-                f"release {release_id} leaves the bounds of its graph: {'; '.join(problems)}; "
-                "the offline keys may sign it (--key)"
-            )
-        repository.sign_weights_online(
-            row["model"], release_id, weights=weights, graph_sha256=bundle.graph_sha256, now=now
-        )
-    detail = "offline" if keys else "online"
+    return _Content(row["model"], bundle, graph, weights, tensors)
+
+
+def _note(database: Database, act: str, release_id: int, detail: str, *, by: str, now: datetime) -> None:
     now_ms = round(now.timestamp() * 1000)
-    database.run(lambda c: note_act(c, by, "release.sign", f"release {release_id}", detail, now_ms=now_ms))
+    database.run(lambda c: note_act(c, by, act, f"release {release_id}", detail, now_ms=now_ms))

@@ -20,12 +20,9 @@ from cloud_hub.__main__ import main
 from cloud_hub.errors import SigningError
 from cloud_hub.registry import release_directory
 from cloud_hub.releases.keys import make_key, read_key
-from cloud_hub.releases.repository import (
-    NEXT_KEY,
-    ONLINE_KEY,
-    SignedRepository,
-    create_repository,
-)
+from cloud_hub.releases.online import NEXT_KEY, ONLINE_KEY
+from cloud_hub.releases.pending import Progress
+from cloud_hub.releases.repository import SignedRepository, create_repository
 from cloud_hub.store.database import Database
 from cloud_hub.store.releases import insert_release
 from cloud_hub.store.schema import acts as acts_table
@@ -73,9 +70,14 @@ class Hub:
             now=NOW,
         )
 
-    def sign(self, release=1, keys=None):
-        self.repository.sign_offline(
-            "tiny", release, graph=GRAPH, weights=WEIGHTS, keys=keys or self.targets_keys, now=NOW
+    def sign(self, release=1, keys=None, weights=WEIGHTS, now=NOW):
+        return self.repository.sign_offline(
+            "tiny",
+            release,
+            graph=GRAPH,
+            weights=weights,
+            keys=self.targets_keys if keys is None else keys,
+            now=now,
         )
 
     def sign_online(self, weights=BETTER, release=2):
@@ -110,16 +112,87 @@ def test_boards_take_what_enough_offline_keys_have_signed(hub, board):
     assert hub.repository.is_signed("tiny", sha256(GRAPH), sha256(WEIGHTS))
 
 
-def test_one_key_of_two_signs_nothing_and_leaves_everything_as_it_was(hub, board):
+def test_two_people_sign_one_after_the_other_and_nothing_is_published_before(hub, board):
+    first, second = hub.targets_keys
     before = sorted(hub.repository.metadata_directory.iterdir())
-    with pytest.raises(SigningError, match="threshold"):
-        hub.sign(keys=hub.targets_keys[:1])
-    with pytest.raises(SigningError, match="threshold"):
-        hub.sign(keys=hub.root_keys)
+    progress = hub.sign(keys=[first])
+    assert progress == Progress(
+        "release-1",
+        signed={"targets": (first.public_key.keyid,)},
+        missing={"targets": 1},
+        waiting_for={"targets": (second.public_key.keyid,)},
+    )
+    # The same person again is no second one; nor does another process, or a day, forget the first.
+    assert hub.sign(keys=[first]).missing == {"targets": 1}
     assert sorted(hub.repository.metadata_directory.iterdir()) == before
+    hub.repository.renew_online(NOW + DAY)
     assert not hub.repository.is_signed("tiny", sha256(GRAPH), sha256(WEIGHTS))
     with pytest.raises(RefusedError, match="signed by nobody"):
         ask(board)
+    hub.repository = SignedRepository(hub.directory)
+    assert hub.sign(keys=[second], now=NOW + DAY).is_published
+    assert ask(board).is_online_only is False
+    assert hub.repository.pending() == []
+
+
+def test_a_key_that_is_none_of_those_asked_for_begins_nothing(hub):
+    with pytest.raises(SigningError, match="is none of targets"):
+        hub.sign(keys=[hub.targets_keys[0], hub.root_keys[0]])
+    assert hub.repository.pending() == []
+
+
+def test_a_change_that_another_overtook_is_refused_by_name_and_begun_again(hub, board):
+    first, second = hub.targets_keys
+    hub.sign(keys=[first])
+    hub.sign(release=2, weights=BETTER)
+    for again in (
+        lambda: hub.sign(keys=[second]),
+        lambda: hub.repository.sign_pending("release-1", keys=[second], now=NOW),
+    ):
+        with pytest.raises(SigningError, match="pending release-1: another change was published since"):
+            again()
+    ((_, _, is_stale),) = hub.repository.pending()
+    assert is_stale
+    hub.repository.drop_pending("release-1")
+    assert hub.sign(keys=[first]).missing == {"targets": 1}
+    assert hub.repository.sign_pending("release-1", keys=[second], now=NOW).is_published
+    assert ask(board).release == 1
+    for gone in (
+        lambda: hub.repository.drop_pending("release-1"),
+        lambda: hub.repository.sign_pending("release-1", keys=[second], now=NOW),
+    ):
+        with pytest.raises(SigningError, match="release-1"):
+            gone()
+    with pytest.raises(SigningError, match="is no name of a change"):
+        hub.repository.drop_pending("../keys/online")
+
+
+def test_the_second_one_signs_what_the_first_one_meant_or_nothing(hub):
+    first, second = hub.targets_keys
+    hub.sign(keys=[first])
+    with pytest.raises(SigningError, match="over something else than this"):
+        hub.sign(keys=[second], weights=BETTER)
+    # Whoever can write on the hub cannot slip another content under the first signature.
+    path = hub.directory / "pending/release-1.json"
+    content = json.loads(path.read_bytes())
+    targets = json.loads(content["roles"]["targets"])
+    targets["signed"]["targets"].popitem()
+    content["roles"]["targets"] = json.dumps(targets)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(SigningError, match="over something else than this"):
+        hub.sign(keys=[second])
+    assert hub.repository.sign_pending("release-1", keys=[second], now=NOW).missing == {"targets": 1}
+
+
+def test_a_damaged_change_keeps_the_hub_from_nothing(hub, board):
+    hub.sign(keys=hub.targets_keys[:1])
+    (hub.directory / "pending/release-1.json").write_bytes(b"{")
+    hub.repository.renew_online(NOW + DAY)
+    with pytest.raises(SigningError, match="keys drop release-1"):
+        hub.sign()
+    hub.repository.drop_pending("release-1")
+    hub.sign()
+    ask(board)
 
 
 def test_the_online_key_signs_weights_of_signed_graphs_alone(hub, board):
@@ -139,12 +212,13 @@ def test_what_is_below_the_floor_is_refused_and_what_is_revoked_is_signed_by_nob
         ask(board)
     hub.sign(release=2)
     ask(board)
+    assert hub.repository.policy() == Policy({"tiny": 2})
     names = [weights_target("tiny", sha256(WEIGHTS)), graph_target("tiny", sha256(GRAPH))]
-    hub.repository.revoke(names, keys=hub.targets_keys, now=NOW)
+    hub.repository.revoke("1", names, keys=hub.targets_keys, now=NOW)
     with pytest.raises(RefusedError, match="signed by nobody"):
         ask(board)
     with pytest.raises(SigningError, match="nothing to revoke"):
-        hub.repository.revoke(names[:1], keys=hub.targets_keys, now=NOW)
+        hub.repository.revoke("1", names[:1], keys=hub.targets_keys, now=NOW)
 
 
 def test_a_stolen_online_key_is_replaced_and_what_it_signed_is_forgotten(hub, board):
@@ -152,11 +226,14 @@ def test_a_stolen_online_key_is_replaced_and_what_it_signed_is_forgotten(hub, bo
     hub.sign_online()
     ask(board, BETTER)
     stolen = (hub.directory / ONLINE_KEY).read_bytes()
-    for root_keys, targets_keys in ((hub.root_keys[:1], hub.targets_keys), (hub.root_keys, [])):
-        with pytest.raises(SigningError, match="threshold"):
-            hub.repository.rotate_online_key(root_keys=root_keys, targets_keys=targets_keys, now=NOW)
+    for keys, missing in (
+        ([], {"root": 2, "targets": 2}),
+        (hub.root_keys[:1], {"root": 1, "targets": 2}),
+        (hub.targets_keys, {"root": 1}),
+    ):
+        assert hub.repository.rotate_online_key(keys=keys, now=NOW).missing == missing
     ask(board, BETTER)
-    hub.repository.rotate_online_key(root_keys=hub.root_keys, targets_keys=hub.targets_keys, now=NOW)
+    assert hub.repository.rotate_online_key(keys=hub.root_keys[1:], now=NOW).is_published
     with pytest.raises(RefusedError, match="signed by nobody"):
         ask(board, BETTER)
     ask(board)
@@ -178,16 +255,23 @@ def test_renewed_daily_nothing_expires_that_the_hub_can_renew(hub, tmp_path):
     assert ask(fresh, BETTER).release == 2
 
 
-def test_a_revocation_that_is_refused_changes_nothing(hub, board):
+def test_a_revocation_holds_for_both_roles_once_enough_have_signed_it(hub, board):
     hub.sign()
     hub.sign_online()
-    with pytest.raises(SigningError, match="threshold"):
-        hub.repository.revoke([weights_target("tiny", sha256(BETTER))], keys=hub.targets_keys[:1], now=NOW)
+    first, second = hub.targets_keys
+    name = weights_target("tiny", sha256(BETTER))
+    assert hub.repository.revoke("2", [name], keys=[first], now=NOW).missing == {"targets": 1}
     hub.repository.renew_online(NOW)
     assert ask(board, BETTER).release == 2
+    # What the online key signs meanwhile is not lost.
+    hub.sign_online(b"others", release=3)
+    assert hub.repository.revoke("2", [name], keys=[second], now=NOW).is_published
+    with pytest.raises(RefusedError, match="signed by nobody"):
+        ask(board, BETTER)
+    assert ask(board, b"others").release == 3
 
 
-@pytest.mark.parametrize("write", range(1, 8))
+@pytest.mark.parametrize("write", range(1, 9))
 def test_a_rotation_that_is_killed_is_renewed_by_the_hub_and_finished_by_asking_again(
     hub, board, write, tmp_path
 ):
@@ -199,7 +283,7 @@ def test_a_rotation_that_is_killed_is_renewed_by_the_hub_and_finished_by_asking_
         "import sys, datetime, pathlib; from cloud_hub.releases.keys import read_key;"
         "from cloud_hub.releases.repository import SignedRepository;"
         "d = pathlib.Path(sys.argv[1]); keys = [read_key(d / f'offline/{n}.pem', b'secret') for n in range(4)];"
-        "SignedRepository(d / 'tuf').rotate_online_key(root_keys=keys[:2], targets_keys=keys[2:],"
+        "SignedRepository(d / 'tuf').rotate_online_key(keys=keys,"
         "now=datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC))"
     )
     done = subprocess.run(
@@ -208,11 +292,11 @@ def test_a_rotation_that_is_killed_is_renewed_by_the_hub_and_finished_by_asking_
         cwd=Path(__file__).parents[2],
         check=False,
     )
-    # Six files are written: the key, targets, root, weights, snapshot, timestamp.
-    assert done.returncode == (-9 if write <= 6 else 0)
+    # Seven files are written: the key, the change, targets, root, weights, snapshot, timestamp.
+    assert done.returncode == (-9 if write <= 7 else 0)
     hub.repository.renew_online(NOW)
     ask(board)
-    hub.repository.rotate_online_key(root_keys=hub.root_keys, targets_keys=hub.targets_keys, now=NOW)
+    hub.repository.rotate_online_key(keys=hub.keys, now=NOW)
     assert (hub.directory / ONLINE_KEY).read_bytes() != old
     assert not (hub.directory / NEXT_KEY).exists()
     ask(board)
@@ -220,7 +304,9 @@ def test_a_rotation_that_is_killed_is_renewed_by_the_hub_and_finished_by_asking_
         ask(board, BETTER)
 
 
-@pytest.mark.parametrize("point", ["tuf.targets-written", "tuf.snapshot-written", "durable.before-rename:3"])
+@pytest.mark.parametrize(
+    "point", ["tuf.pending-written", "tuf.targets-written", "tuf.snapshot-written", "durable.before-rename:4"]
+)
 def test_killed_while_it_signs_boards_still_believe_what_there_is(hub, board, point, tmp_path):
     hub.sign()
     program = (
@@ -315,9 +401,27 @@ def command(registry, *arguments):
     return main([*arguments, "--config", str(registry)])
 
 
-def test_keys_are_made_and_releases_signed_from_the_command_line(registry, capfd):
+def acts(registry):
+    with Database(database_url(registry.parent / "state", None)) as database:
+        return database.run(
+            lambda c: [(row.act, row.subject, row.detail) for row in c.execute(select(acts_table))]
+        )
+
+
+@pytest.fixture
+def passphrase(registry):
+    return ("--passphrase-file", str(registry.parent / "passphrase"))
+
+
+@pytest.fixture
+def offline(registry, passphrase):
+    folder = registry.parent / "offline"
+    assert command(registry, "keys", "init", "--offline", str(folder), *passphrase) == 0
+    return folder
+
+
+def test_keys_are_made_and_releases_signed_from_the_command_line(registry, passphrase, capfd):
     folder = registry.parent
-    passphrase = ("--passphrase-file", str(folder / "passphrase"))
     assert command(registry, "keys", "root") == 14
     assert "keys init" in capfd.readouterr().err
     assert command(registry, "keys", "init", "--offline", str(folder / "offline"), *passphrase) == 0
@@ -333,12 +437,96 @@ def test_keys_are_made_and_releases_signed_from_the_command_line(registry, capfd
     assert json.loads(capfd.readouterr().out)["signed"]["_type"] == "root"
     assert command(registry, "keys", "renew") == 0
     root_key = str(folder / "offline/root-1.pem")
-    rotate = ("keys", "rotate", "--root-key", root_key, "--targets-key", key)
-    assert command(registry, *rotate, *passphrase) == 0
+    assert command(registry, "keys", "rotate", "--key", root_key, "--key", key, *passphrase) == 0
     assert command(registry, "keys", "init", "--offline", str(folder / "offline"), *passphrase) == 14
     assert "never replaced" in capfd.readouterr().err
-    with Database(database_url(folder / "state", None)) as database:
-        acts = database.run(
-            lambda c: [(row.act, row.subject, row.detail) for row in c.execute(select(acts_table))]
-        )
-    assert acts == [("release.sign", "release 1", "offline"), ("release.sign", "release 1", "online")]
+    assert acts(registry) == [
+        ("release.sign", "release 1", "offline, published"),
+        ("release.sign", "release 1", "online"),
+        ("keys.rotate", "keys online", "published"),
+    ]
+
+
+def test_two_people_with_two_passphrases_sign_a_release_in_two_commands(registry, capfd):
+    folder = registry.parent
+    for number in (1, 2, 3):
+        (folder / f"word-{number}").write_text(f"secret {number}\n")
+    words = [part for number in (1, 2, 3) for part in ("--passphrase-file", str(folder / f"word-{number}"))]
+    init = ("keys", "init", "--offline", str(folder / "offline"))
+    assert command(registry, *init, *words[:4], "--targets-keys", "2", "--targets-threshold", "2") == 14
+    assert "2 times for 3 keys" in capfd.readouterr().err
+    assert command(registry, *init, *words, "--targets-keys", "2", "--targets-threshold", "2") == 0
+    mine = ("--key", str(folder / "offline/targets-1.pem"), "--passphrase-file", str(folder / "word-2"))
+    theirs = ("--key", str(folder / "offline/targets-2.pem"), "--passphrase-file", str(folder / "word-3"))
+    capfd.readouterr()
+    assert command(registry, "release", "sign", "1", *mine) == 0
+    said = capfd.readouterr().out
+    assert "pending release-1: targets is signed by" in said
+    assert "1 missing of" in said
+    assert command(registry, "release", "sign", "1") == 14
+    assert command(registry, "keys", "show", "--json") == 0
+    (waiting,) = json.loads(capfd.readouterr().out)["pending"]
+    assert (waiting["name"], waiting["missing"], waiting["stale"]) == ("release-1", {"targets": 1}, False)
+    assert command(registry, "release", "sign", "1", *theirs[:2], *mine[2:]) == 14
+    assert "wrong passphrase" in capfd.readouterr().err
+    assert command(registry, "release", "sign", "1", *theirs) == 0
+    assert "release 1: signed offline" in capfd.readouterr().out
+    assert command(registry, "release", "sign", "1") == 0
+    assert command(registry, "release", "floor", "2", *mine) == 0
+    assert command(registry, "keys", "drop", "floor") == 0
+    assert command(registry, "keys", "drop", "floor") == 14
+    assert command(registry, "release", "revoke", "1", "--why", "wrong labels", *mine) == 0
+    assert command(registry, "keys", "sign", "revoke-1", *theirs) == 0
+    assert acts(registry)[-4:] == [
+        ("release.floor", "release 2", "tiny, waits for 1 of targets"),
+        ("keys.drop", "keys floor", ""),
+        ("release.revoke", "release 1", "wrong labels (waits for 1 of targets)"),
+        ("keys.sign", "keys revoke-1", "published"),
+    ]
+
+
+def test_floors_are_set_and_shown_from_the_command_line(registry, offline, passphrase, capfd):
+    key = ("--key", str(offline / "targets-1.pem"), *passphrase)
+    assert command(registry, "release", "floor", "show") == 0
+    assert "no model has a floor" in capfd.readouterr().out
+    assert command(registry, "release", "floor", "2") == 14
+    assert "--key is needed" in capfd.readouterr().err
+    assert command(registry, "release", "floor", "2", *key) == 0
+    assert command(registry, "release", "floor", "show") == 0
+    assert "tiny: boards refuse releases below 2" in capfd.readouterr().out
+    assert command(registry, "release", "floor", "show", "--json") == 0
+    assert json.loads(capfd.readouterr().out) == {"tiny": 2}
+    assert command(registry, "release", "revoke", "1", "--why", "never signed", *key) == 14
+    assert "nothing to revoke" in capfd.readouterr().err
+
+
+def test_offline_keys_are_rotated_renewed_and_shown_from_the_command_line(
+    registry, offline, passphrase, capfd
+):
+    root, targets = (("--key", str(offline / f"{role}-1.pem")) for role in ("root", "targets"))
+    new = ("--offline", str(offline), "--new-passphrase-file", passphrase[1])
+    rotate = ("keys", "rotate", "--new-keys", "2", "--threshold", "2", *passphrase)
+    assert command(registry, *rotate, "--role", "targets", *root) == 14
+    assert "--offline DIR is needed" in capfd.readouterr().err
+    assert command(registry, *rotate, "--role", "targets", *root, *new, "--threshold", "3") == 14
+    assert "a threshold of 3 cannot be met by 2 keys" in capfd.readouterr().err
+    assert command(registry, *rotate, "--role", "targets", *root, *new) == 0
+    assert command(registry, "release", "sign", "1", *targets, *passphrase) == 14
+    assert "is none of targets" in capfd.readouterr().err
+    fresh = [part for number in (1, 2) for part in ("--key", str(offline / f"targets-v2-{number}.pem"))]
+    assert command(registry, "release", "sign", "1", *fresh, *passphrase) == 0
+    assert command(registry, *rotate, "--role", "root", *root, *new) == 0
+    assert command(registry, "keys", "renew", "--role", "root", *root, *passphrase) == 14
+    fresh_root = [part for number in (1, 2) for part in ("--key", str(offline / f"root-v3-{number}.pem"))]
+    assert command(registry, "keys", "renew", "--role", "root", *fresh_root[:2], *passphrase) == 0
+    assert command(registry, "keys", "sign", "renew-root", *fresh_root[2:], *passphrase) == 0
+    assert command(registry, "keys", "renew", *root) == 14
+    capfd.readouterr()
+    assert command(registry, "keys", "show") == 0
+    said = capfd.readouterr().out
+    assert "root       4        2 of 2" in said
+    assert "due" not in said
+    assert command(registry, "keys", "show", "--json") == 0
+    roles = {each["role"]: each for each in json.loads(capfd.readouterr().out)["roles"]}
+    assert roles.keys() == {"root", "targets", "weights", "snapshot", "timestamp"}
+    assert 364 < roles["root"]["days_left"] <= 365

@@ -1,0 +1,128 @@
+"""`cloud-hub release sign|floor|revoke`: what needs keys. Offline ones are files, so REST has none of it."""
+
+# ruff: noqa: T201 - what a command prints is its result
+
+from __future__ import annotations
+
+import argparse
+import getpass
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from cloud_hub.commands import database_of, print_json
+from cloud_hub.config import add_config_argument, load_config
+from cloud_hub.errors import SigningError
+from cloud_hub.releases.key_files import add_key_arguments, print_progress, read_keys
+
+_SIGN = """\
+With --key: sign both parts of a release with the offline keys of `targets`; with fewer than their threshold
+it waits for the others. Without: sign its weights with the hub's online key, where its graph is signed
+already and they keep to the bounds that were signed with it.
+"""
+_FLOOR = """\
+Have boards refuse releases of a model that are older than this one, whoever signed them. A board that goes
+back by itself to what ran before is not bound by it.
+"""
+_REVOKE = """\
+Take the signature from a release's weights. Boards that run them go on (`cloud-hub rollout kill` takes them
+back), no other board will take them. Where the online key may be stolen, set a floor as well.
+"""
+
+
+def register(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to those of `cloud-hub release`."""
+    sign = actions.add_parser("sign", help="sign one, so that boards may take it", description=_SIGN)
+    sign.set_defaults(run=_sign)
+    floor = actions.add_parser("floor", help="the oldest release that boards may take", description=_FLOOR)
+    floor.add_argument("id", type=_number_or_show, help="a release's number, or `show`")
+    floor.add_argument("--json", action="store_true", help="with `show`: print JSON, and nothing else")
+    floor.set_defaults(run=_floor)
+    revoke = actions.add_parser("revoke", help="take a release's signature away", description=_REVOKE)
+    revoke.add_argument("--why", required=True, help="why, for people")
+    revoke.add_argument(
+        "--graph", action="store_true", help="and that of its graph, which all releases on it need"
+    )
+    revoke.set_defaults(run=_revoke)
+    for action in (sign, revoke):
+        action.add_argument("id", type=_number, help="its number")
+    for action, required in ((sign, False), (floor, False), (revoke, True)):
+        add_key_arguments(
+            action, required=required, help_text="a key of targets; may be given more than once"
+        )
+        add_config_argument(action)
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.commands import repository_of
+    from cloud_hub.releases.sign import sign_release, sign_release_online
+
+    config = load_config(args.config)
+    repository, now, by = repository_of(args), datetime.now(UTC), getpass.getuser()
+    keys = read_keys(args)
+    with database_of(config) as database:
+        if not keys:
+            sign_release_online(database, config.state_dir, repository, args.id, by=by, now=now)
+            print(f"release {args.id}: its weights are signed online")
+            return 0
+        progress = sign_release(database, config.state_dir, repository, args.id, keys=keys, by=by, now=now)
+    print_progress(progress, f"release {args.id}: signed offline")
+    return 0
+
+
+def _floor(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.commands import repository_of
+    from cloud_hub.releases.sign import set_floor
+
+    repository = repository_of(args)
+    if args.id is None:
+        _show_floors(repository.policy().security_floor, as_json=args.json)
+        return 0
+    keys = read_keys(args)
+    if not keys:
+        raise SigningError("--key is needed: a floor is signed by the offline keys of targets")
+    with database_of(load_config(args.config)) as database:
+        progress = set_floor(
+            database, repository, args.id, keys=keys, by=getpass.getuser(), now=datetime.now(UTC)
+        )
+    print_progress(progress, f"boards refuse what is older than release {args.id}")
+    return 0
+
+
+def _show_floors(floors: Mapping[str, int], *, as_json: bool) -> None:
+    if as_json:
+        print_json(floors)
+        return
+    for model, release in sorted(floors.items()):
+        print(f"{model}: boards refuse releases below {release}")
+    if not floors:
+        print("no model has a floor")
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.commands import repository_of
+    from cloud_hub.releases.sign import revoke_release
+
+    keys = read_keys(args)
+    with database_of(load_config(args.config)) as database:
+        progress = revoke_release(
+            database,
+            repository_of(args),
+            args.id,
+            with_graph=args.graph,
+            why=args.why,
+            keys=keys,
+            by=getpass.getuser(),
+            now=datetime.now(UTC),
+        )
+    print_progress(progress, f"release {args.id}: signed no more")
+    return 0
+
+
+def _number_or_show(text: str) -> int | None:
+    return None if text == "show" else _number(text)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 2**31):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
