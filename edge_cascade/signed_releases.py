@@ -50,6 +50,36 @@ class PartNote(msgspec.Struct, frozen=True, omit_defaults=True):
     norms: Norms | None = None
 
 
+def note_fields(note: PartNote) -> dict[str, object]:
+    """The note as a target's `custom`. Canonical JSON has no fractions, so norms are JSON in a text."""
+    fields: dict[str, object] = msgspec.to_builtins(note)
+    if note.norms is not None:
+        fields["norms"] = msgspec.json.encode(note.norms).decode()
+    return fields
+
+
+def read_note(fields: object) -> PartNote:
+    """The note in a target's `custom`.
+
+    Raises:
+        msgspec.ValidationError: when it is none.
+    """
+    signed = msgspec.convert(fields, type=_Signed)
+    norms = None
+    if signed.norms:
+        try:
+            norms = msgspec.json.decode(signed.norms, type=Norms)
+        except msgspec.DecodeError as error:
+            raise msgspec.ValidationError(f"norms: {error}") from error
+    return PartNote(signed.release, signed.graph, norms)
+
+
+class _Signed(msgspec.Struct, frozen=True):
+    release: int
+    graph: str = ""
+    norms: str = ""
+
+
 def graph_target(model: str, sha256: str) -> str:
     """The name of a graph part's manifest."""
     return f"graphs/{model}/{sha256}.json"

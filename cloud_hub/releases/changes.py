@@ -25,6 +25,7 @@ from edge_cascade.signed_releases import (
     PartNote,
     Policy,
     graph_target,
+    note_fields,
     weights_target,
 )
 
@@ -157,7 +158,7 @@ def renew(role: str) -> Edit:
 def name_part(role: Targets, name: str, content: bytes, note: PartNote) -> None:
     """Have a role name a manifest, with its note."""
     target = TargetFile.from_data(name, content, ["sha256"])
-    target.unrecognized_fields[CUSTOM] = msgspec.to_builtins(note)
+    target.unrecognized_fields[CUSTOM] = note_fields(note)
     role.targets[name] = target
 
 

@@ -60,6 +60,7 @@ from edge_cascade.signed_releases import (
     PartNote,
     Policy,
     graph_target,
+    read_note,
     weights_target,
 )
 
@@ -164,7 +165,7 @@ class SignedRepository:
         target = self._roles.targets().targets.get(graph_target(model, graph))
         if target is None:
             return None
-        return msgspec.convert(target.unrecognized_fields[CUSTOM], type=PartNote).norms
+        return read_note(target.unrecognized_fields[CUSTOM]).norms
 
     def policy(self) -> Policy:
         """What boards are asked beside signatures.

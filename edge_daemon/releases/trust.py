@@ -30,6 +30,7 @@ from edge_cascade.signed_releases import (
     PartNote,
     Policy,
     graph_target,
+    read_note,
     weights_target,
 )
 from edge_daemon.core.swap_events import Failure
@@ -215,7 +216,7 @@ def _note(target: TargetFile, sha256: str) -> PartNote:
             Failure.DOWNLOAD, f"{target.path}: signed with another digest, or longer than a manifest may be"
         )
     try:
-        return msgspec.convert(target.unrecognized_fields.get(CUSTOM), type=PartNote)
+        return read_note(target.unrecognized_fields.get(CUSTOM))
     except msgspec.ValidationError as error:
         raise RefusedError(Failure.DOWNLOAD, f"{target.path}: signed without its note: {error}") from error
 

@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 
-import msgspec
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
     DelegatedRole,
@@ -26,6 +25,7 @@ from edge_cascade.signed_releases import (
     POLICY_TARGET,
     PartNote,
     graph_target,
+    note_fields,
     weights_target,
 )
 from edge_daemon.releases.http_fetch import StatusError
@@ -145,7 +145,7 @@ class SignedFleet:
 
     def _name(self, role, path, content, note):
         target = TargetFile.from_data(path, content, ["sha256"])
-        target.unrecognized_fields[CUSTOM] = msgspec.to_builtins(note)
+        target.unrecognized_fields[CUSTOM] = note_fields(note)
         role.targets[path] = target
 
     def rotate(self, role):
