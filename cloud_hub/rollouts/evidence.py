@@ -22,7 +22,7 @@ import numpy as np
 
 from cloud_hub.core.rollout.findings import Course, Health
 from cloud_hub.core.rollout.health import decide_health
-from cloud_hub.core.rollout.judge import DriftHint, Pairs, Scene, count_pairs, decide_drift
+from cloud_hub.core.rollout.judge import Pairs, Scene, count_pairs
 from cloud_hub.core.rollout.state import Outcome, RolloutState
 from cloud_hub.core.rollout.waves import place_of
 from cloud_hub.core.rollout.windows import Stretch, course_of
@@ -79,13 +79,9 @@ class StoreEvidence:
 
     # --- quality -------------------------------------------------------------------------------------------
 
-    def pairs(self, rollout: RolloutState, *, cases_after: int, scenes_after: int) -> Pairs:
+    def pairs(self, rollout: RolloutState, *, cases_after: int, scenes_after: int) -> tuple[Pairs, Pairs]:
         """See `ports.Evidence.pairs`."""
-        return self._audited(rollout, cases_after) + self._shadowed(rollout, scenes_after)
-
-    def drift(self, rollout: RolloutState, *, cases_after: int, scenes_after: int) -> DriftHint:
-        """See `ports.Evidence.drift`."""
-        return decide_drift(self._shadowed(rollout, scenes_after), self._audited(rollout, cases_after))
+        return self._shadowed(rollout, scenes_after), self._audited(rollout, cases_after)
 
     def _audited(self, rollout: RolloutState, cases_after: int) -> Pairs:
         model = self._model(rollout)

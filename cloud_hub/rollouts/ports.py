@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cloud_hub.core.rollout.findings import Health
-from cloud_hub.core.rollout.judge import DriftHint, Pairs
+from cloud_hub.core.rollout.judge import Pairs
 from cloud_hub.core.rollout.state import RolloutState
 
 
@@ -16,8 +16,8 @@ class Evidence(Protocol):
     there before the rollout began.
     """
 
-    def pairs(self, rollout: RolloutState, *, cases_after: int, scenes_after: int) -> Pairs:
-        """All pairs of both bundles so far, each input once.
+    def pairs(self, rollout: RolloutState, *, cases_after: int, scenes_after: int) -> tuple[Pairs, Pairs]:
+        """All pairs of both bundles so far, each input once: what boards shadowed, and audits.
 
         Raises:
             HubError: when they cannot be had now; it is asked again.
@@ -25,13 +25,6 @@ class Evidence(Protocol):
 
     def health(self, rollout: RolloutState, now_s: float) -> Health:
         """How the boards that swapped do, compared with their past and with boards left alone.
-
-        Raises:
-            HubError: when it cannot be had now; it is asked again.
-        """
-
-    def drift(self, rollout: RolloutState, *, cases_after: int, scenes_after: int) -> DriftHint:
-        """Whether the bundles differ more often on the boards than on what the hub has seen.
 
         Raises:
             HubError: when it cannot be had now; it is asked again.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from sqlalchemy import Connection
 
@@ -23,7 +23,7 @@ from cloud_hub.core.rollout.events import (
     Tick,
 )
 from cloud_hub.core.rollout.findings import Health
-from cloud_hub.core.rollout.judge import DriftHint, JudgeRules, Pairs, decide_quality
+from cloud_hub.core.rollout.judge import DriftHint, JudgeRules, Pairs, decide_drift, decide_quality
 from cloud_hub.core.rollout.rollout import next_due_s, next_state, rules_of
 from cloud_hub.core.rollout.state import Phase, RolloutState, noted
 from cloud_hub.core.rollout.waves import Device, has, may_overlap
@@ -36,6 +36,7 @@ from edge_cascade.durable import crash_point
 
 log = logging.getLogger(__name__)
 
+_DRIFT: Final = "the boards see what the hub has not"
 MAX_EVENTS_PER_TURN = 500
 """Of boards that come and go; the others have their turn a moment later."""
 
@@ -200,10 +201,10 @@ class RolloutRun:
         state, effects = self.state, list[Effect]()
         if look.drift.is_suspicious:
             what = (
-                f"the boards see what the hub has not: bundles differ on {look.drift.on_board:.2%} of their "
-                f"inputs, on {look.drift.in_hub:.2%} of the audits"
+                f"{_DRIFT}: bundles differ on {look.drift.on_board:.2%} of their inputs, "
+                f"on {look.drift.in_hub:.2%} of the audits"
             )
-            if not any(entry.what == what for entry in state.history):
+            if not any(entry.what.startswith(_DRIFT) for entry in state.history):
                 state = noted(state, now_s, what)
         quality = Judged(decide_quality(look.pairs, rules_of(state, self._rules)))
         # Health is of the moment in which it was measured: what was still soaking then has not soaked.
@@ -215,11 +216,11 @@ class RolloutRun:
 
 def _measure(evidence: Callable[[], Evidence], row: RolloutRow, state: RolloutState, asked_s: float) -> Look:
     measured = evidence()
-    after = {"cases_after": row.cases_after, "scenes_after": row.scenes_after}
+    shadowed, audited = measured.pairs(state, cases_after=row.cases_after, scenes_after=row.scenes_after)
     return Look(
         state.wave,
         asked_s,
-        measured.pairs(state, **after),
+        shadowed + audited,
         measured.health(state, asked_s),
-        measured.drift(state, **after),
+        decide_drift(shadowed, audited),
     )

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from sqlalchemy import insert, update
 
 from cloud_hub.core.rollout.findings import Fine, Health, Metric
-from cloud_hub.core.rollout.judge import DriftHint, JudgeRules, Pairs
+from cloud_hub.core.rollout.judge import JudgeRules, Pairs
 from cloud_hub.core.rollout.state import RolloutLimits
 from cloud_hub.core.rollout.waves import Sampling, Wave
 from cloud_hub.rollouts.orders import order
@@ -21,7 +21,6 @@ from edge_cascade.messages import SHIPPED
 
 PREFIX = "edge"
 WELL = Health((Fine(Metric.LATENCY, 1.0, 9),))
-CALM = DriftHint(0.01, 0.01, is_suspicious=False)
 GOOD = Pairs(count=4000, differing=40, lost=10, won=10)
 WORSE = Pairs(count=1000, differing=80, lost=70, won=10)
 WAVES = (
@@ -38,7 +37,8 @@ class FakeEvidence:
     """Says what it is told to say; counts how often it was asked."""
 
     def __init__(self):
-        self.said, self.how_well, self.hint = GOOD, WELL, CALM
+        self.said, self.how_well = GOOD, WELL
+        self.shadowed = Pairs()
         self.asked = 0
         self.error = None
 
@@ -46,13 +46,10 @@ class FakeEvidence:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        return self.said
+        return self.shadowed, self.said
 
     def health(self, rollout, now_s):
         return self.how_well
-
-    def drift(self, rollout, *, cases_after, scenes_after):
-        return self.hint
 
 
 class Broker:

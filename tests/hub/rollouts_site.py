@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 
 import msgspec
@@ -125,6 +126,7 @@ class Site(Fleet):
         }
         self._seq = 0
         self._inputs = 0
+        self._differed = Counter()
         model = HubModel(
             MODEL, LABELS, SHAPE_1D, self.old.graph.preprocess, FULL_MODEL, lambda x: x, self.old
         )
@@ -209,12 +211,12 @@ class Site(Fleet):
             self._seq += 1
             audit = self._case(name, shown, audit_ppm=1000, reason=Reason.AUDIT)
             deliveries.append(a_delivery(audit, device=name))
-            labels.append(self._right(shown))
+            labels.append(self._right(shown, Reason.AUDIT))
             if wanted is not None and wanted.shadow_ppm and self._is_new(name):
                 shown = self._differing()[0]
                 self._seq += 1
                 deliveries.append(a_delivery(self._case(name, shown, reason=Reason.SHADOW), device=name))
-                labels.append(self._right(shown))
+                labels.append(self._right(shown, Reason.SHADOW))
                 self._shadow(name, shown)
         self.store.commit(deliveries, now_ms=self._now_ms)
         run = self.store.database.run
@@ -247,10 +249,11 @@ class Site(Fleet):
             return differing[self._inputs % len(differing)]
         return next(n for n in range(len(self.x)) if n not in differing)
 
-    def _right(self, shown):
-        """The full model's label: of a release that is as good, each bundle is right half of the time."""
-        is_old = self.behaviour.is_worse or self._seq % 2 == 0
-        return self.said[0 if is_old else 1][shown]
+    def _right(self, shown, reason):
+        """The full model's label: of a release that is as good, each bundle is right every other time."""
+        old, new = self.said[0][shown], self.said[1][shown]
+        self._differed[reason] += old != new
+        return old if self.behaviour.is_worse or self._differed[reason] % 2 else new
 
     # --- the store -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sqlalchemy import insert
 
 from cloud_hub.core.rollout.findings import Metric, Worse
-from cloud_hub.core.rollout.judge import NO_REFERENCE, Pairs, Scene
+from cloud_hub.core.rollout.judge import NO_REFERENCE, Pairs, Scene, decide_drift
 from cloud_hub.core.rollout.rollout import begin
 from cloud_hub.core.rollout.state import Outcome
 from cloud_hub.core.rollout.waves import DEFAULT_WAVES, Device
@@ -93,7 +93,8 @@ class Bench:
 
     def look(self, evidence=None, *, cases_after=0, scenes_after=0, **options):
         evidence = evidence or self.evidence(**options)
-        return evidence.pairs(self.rollout, cases_after=cases_after, scenes_after=scenes_after)
+        shadowed, audited = evidence.pairs(self.rollout, cases_after=cases_after, scenes_after=scenes_after)
+        return shadowed + audited
 
     def audit(self, *inputs, at_s=10.0, **changes):
         values = {"audit_ppm": 1000, "escalated": False, "reason": Reason.AUDIT} | changes
@@ -333,7 +334,7 @@ def test_scenes_that_contradict_themselves_count_nothing(bench):
 def test_drift_compares_the_boards_with_the_audits(bench):
     bench.audit(*bench.alike(6))
     bench.shadow(ShadowScene("s1", 200, [DifferingPair(n, 1, 0) for n in range(200)]))
-    hint = bench.evidence().drift(bench.rollout, cases_after=0, scenes_after=0)
+    hint = decide_drift(*bench.evidence().pairs(bench.rollout, cases_after=0, scenes_after=0))
     assert (hint.on_board, hint.in_hub, hint.is_suspicious) == (1.0, 0.0, True)
 
 

@@ -27,7 +27,7 @@ from cloud_hub.store.acts import list_acts
 from cloud_hub.store.rollouts import labels_of, mark_release, new_swaps, set_labels
 from cloud_hub.store.store import Store
 from edge_cascade.messages import SHIPPED
-from tests.hub.rollouts_fleet import CALM, GOOD, LIMITS, WAVES, WORSE, Fleet
+from tests.hub.rollouts_fleet import GOOD, LIMITS, WAVES, WORSE, Fleet
 
 NAMES = [f"press-{n}" for n in range(10)]
 
@@ -480,8 +480,9 @@ def test_evidence_is_asked_for_now_and_then_and_at_the_end_of_the_soak(store):
 def test_drift_is_said_once(fleet):
     fleet.release(5)
     rollout = fleet.start(5)
-    fleet.evidence.hint = type(CALM)(0.2, 0.01, is_suspicious=True)
-    fleet.go_on(200)
+    for count in (300, 400):
+        fleet.evidence.shadowed = Pairs(count=count, differing=60)
+        fleet.go_on(100)
     said = [e.what for e in fleet.state(rollout).history if e.what.startswith("the boards see what the hub")]
     assert len(said) == 1
 
