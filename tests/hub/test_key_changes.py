@@ -1,0 +1,232 @@
+"""The keys of root and targets are renewed and replaced, by several people, under boards that follow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tuf", reason="needs python-tuf")
+
+from cloud_hub.errors import SigningError
+from cloud_hub.releases.keys import make_key
+from cloud_hub.releases.metadata import MetadataFiles
+from cloud_hub.releases.repository import SignedRepository
+from cloud_hub.releases.status import keys_status
+from edge_daemon.errors import RefusedError
+from edge_daemon.releases.trust import Trust
+from tests.hub.test_signing import (  # noqa: F401 - two are fixtures
+    DAY,
+    NOW,
+    Clock,
+    ask,
+    board,
+    hub,
+)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Two new keys."""
+    return [make_key(tmp_path / f"offline/new-{number}.pem", b"secret") for number in range(2)]
+
+
+def fresh_board(hub, directory, root):  # noqa: F811 - not the fixture
+    return Trust(directory, root=root, stream=hub.stream, clock=Clock())
+
+
+def test_new_keys_of_targets_sign_and_the_old_ones_sign_nothing(hub, board, fresh):  # noqa: F811
+    hub.sign()
+    ask(board)
+    rotate = hub.repository.rotate_offline_keys
+    first, second = hub.root_keys
+    progress = rotate("targets", fresh, threshold=2, keys=[first], now=NOW)
+    assert (progress.missing, progress.name) == ({"root": 1}, "rotate-targets")
+    assert hub.repository.sign_pending("rotate-targets", keys=[second], now=NOW).is_published
+    ask(board)
+    with pytest.raises(SigningError, match="is none of targets"):
+        hub.sign(release=2)
+    assert hub.sign(release=2, keys=fresh).is_published
+    assert ask(board).release == 2
+
+
+def test_a_new_root_needs_both_thresholds_and_boards_follow_from_the_first_one(
+    hub,  # noqa: F811
+    board,  # noqa: F811
+    fresh,
+    tmp_path,
+):
+    hub.sign()
+    ask(board)
+    first_root = hub.repository.first_root()
+    rotate = hub.repository.rotate_offline_keys
+    assert rotate("root", fresh, threshold=2, keys=hub.root_keys[:1], now=NOW).missing == {"root": 1}
+    hub.repository.renew_online(NOW)
+    assert hub.repository.first_root() == first_root
+    done = hub.repository.sign_pending("rotate-root", keys=hub.root_keys[1:], now=NOW)
+    assert done.is_published
+    ask(board)
+    ask(fresh_board(hub, tmp_path / "fresh", first_root))
+    with pytest.raises(SigningError, match="is none of root"):
+        hub.repository.renew_offline("root", keys=hub.root_keys, now=NOW)
+    assert hub.repository.renew_offline("root", keys=fresh, now=NOW + DAY).is_published
+    ask(fresh_board(hub, tmp_path / "another", first_root))
+
+
+def test_one_person_is_replaced_and_the_other_one_keeps_the_key(hub, board, fresh):  # noqa: F811
+    lost, kept = hub.targets_keys
+    rotate = hub.repository.rotate_offline_keys
+    progress = rotate(
+        "targets",
+        fresh[:1],
+        keep=[kept.public_key.keyid[:12]],
+        threshold=2,
+        keys=[*hub.root_keys, kept],
+        now=NOW,
+    )
+    assert progress.is_published
+    assert hub.sign(keys=[kept, fresh[0]]).is_published
+    ask(board)
+    with pytest.raises(SigningError, match="is none of targets"):
+        hub.sign(release=2, keys=[lost])
+    with pytest.raises(SigningError, match="root has no key '0000'"):
+        rotate("root", fresh, keep=["0000"], threshold=2, keys=hub.root_keys, now=NOW)
+
+
+def test_keys_are_not_made_for_a_change_that_waits_or_cannot_be(hub, fresh):  # noqa: F811
+    check = hub.repository.check_rotation
+    assert check("root", new_keys=2, threshold=2, keep=[]) == 2
+    for wrong, says in (
+        ({"threshold": 3, "keep": []}, "cannot be met by 2 keys"),
+        ({"threshold": 2, "keep": [""]}, "has no key"),
+    ):
+        with pytest.raises(SigningError, match=says):
+            check("root", new_keys=2, **wrong)
+    hub.repository.rotate_offline_keys("root", fresh, threshold=2, keys=[], now=NOW)
+    with pytest.raises(SigningError, match="pending rotate-root: waits already"):
+        check("root", new_keys=2, threshold=2, keep=[])
+
+
+def test_what_is_renewed_before_it_expires_is_believed_for_years(hub, tmp_path):  # noqa: F811
+    hub.sign()
+    for month in range(0, 36, 6):
+        now = NOW + month * 30 * DAY
+        for role, keys in (("root", hub.root_keys), ("targets", hub.targets_keys)):
+            assert hub.repository.renew_offline(role, keys=keys, now=now).is_published
+        hub.repository.renew_online(now)
+        ask(fresh_board(hub, tmp_path / f"board-{month}", hub.repository.first_root()))
+
+
+def test_status_says_what_is_due_and_what_waits(hub):  # noqa: F811
+    files = MetadataFiles(hub.directory)
+    status = keys_status(hub.repository, files, NOW)
+    assert [(each.role, each.threshold, each.days_left, each.due) for each in status.roles] == [
+        ("root", 2, 365.0, ""),
+        ("targets", 2, 365.0, ""),
+        ("weights", 1, 90.0, ""),
+        ("snapshot", 1, 14.0, ""),
+        ("timestamp", 1, 3.0, ""),
+    ]
+    assert status.pending == []
+    hub.sign(keys=hub.targets_keys[:1])
+    status = keys_status(hub.repository, files, NOW + 320 * DAY)
+    assert [each.role for each in status.roles if "keys renew" in each.due] == [
+        "root",
+        "targets",
+        "weights",
+        "snapshot",
+        "timestamp",
+    ]
+    assert "--role root" in status.roles[0].due
+    assert [(each.name, each.missing, each.stale) for each in status.pending] == [
+        ("release-1", {"targets": 1}, False)
+    ]
+
+
+_ROTATE = (
+    "import sys, datetime, pathlib; from cloud_hub.releases.keys import read_key;"
+    "from cloud_hub.releases.repository import SignedRepository;"
+    "d = pathlib.Path(sys.argv[1]);"
+    "keys = [read_key(d / f'offline/{n}.pem', b'secret') for n in sys.argv[3].split(',')];"
+    "fresh = [read_key(d / f'offline/new-{n}.pem', b'secret') for n in range(2)];"
+    "SignedRepository(d / 'tuf').rotate_offline_keys(sys.argv[2], fresh, threshold=2, keys=keys,"
+    "now=datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC))"
+)
+
+
+_SIGN_PENDING = (
+    "import sys, datetime, pathlib; from cloud_hub.releases.keys import read_key;"
+    "from cloud_hub.releases.repository import SignedRepository;"
+    "d = pathlib.Path(sys.argv[1]);"
+    "SignedRepository(d / 'tuf').sign_pending('release-1', keys=[read_key(d / 'offline/3.pem', b'secret')],"
+    "now=datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC))"
+)
+
+
+@pytest.mark.parametrize("role", ["root", "targets"])
+@pytest.mark.parametrize("write", range(1, 7))
+def test_killed_between_any_two_files_a_rotation_is_carried_out_by_whoever_comes_next(
+    hub,  # noqa: F811
+    board,  # noqa: F811
+    fresh,
+    role,
+    write,
+    tmp_path,
+):
+    hub.sign()
+    ask(board)
+    # The change, targets, root, snapshot, timestamp; a new root alone writes one less.
+    writes = 5 if role == "targets" else 4
+    done = subprocess.run(
+        [sys.executable, "-c", _ROTATE, str(tmp_path), role, "0,1"],
+        env=os.environ | {"EDGE_CRASH_AT": f"durable.after-rename:{write}"},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == (-9 if write <= writes else 0)
+    hub.repository.renew_online(NOW)
+    assert hub.repository.pending() == []
+    ask(board)
+    old, new = (hub.root_keys, fresh) if role == "root" else (hub.targets_keys, fresh)
+    with pytest.raises(SigningError, match="is none of"):
+        hub.repository.renew_offline(role, keys=old, now=NOW)
+    assert hub.repository.renew_offline(role, keys=new, now=NOW).is_published
+    ask(board)
+
+
+def test_killed_before_the_last_signature_counts_nothing_has_happened(hub, board):  # noqa: F811
+    hub.sign(keys=hub.targets_keys[:1])
+    before = (hub.directory / "pending/release-1.json").read_bytes()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            _SIGN_PENDING,
+            str(hub.directory.parent),
+        ],
+        env=os.environ | {"EDGE_CRASH_AT": "durable.before-rename:1"},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == -9
+    assert (hub.directory / "pending/release-1.json").read_bytes() == before
+    with pytest.raises(RefusedError, match="signed by nobody"):
+        ask(board)
+    assert hub.sign(keys=hub.targets_keys[1:]).is_published
+    ask(board)
+
+
+def test_what_is_signed_and_not_published_is_not_dropped(hub, fresh, tmp_path):  # noqa: F811
+    done = subprocess.run(
+        [sys.executable, "-c", _ROTATE, str(tmp_path), "root", "0,1"],
+        env=os.environ | {"EDGE_CRASH_AT": "tuf.pending-written"},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == -9
+    with pytest.raises(SigningError, match="rotate-root: is signed already"):
+        hub.repository.drop_pending("rotate-root")
+    SignedRepository(hub.directory).renew_online(NOW)
+    assert hub.repository.pending() == []
+    assert hub.repository.first_root() == (hub.repository.metadata_directory / "2.root.json").read_bytes()
