@@ -145,7 +145,9 @@ class Site(Fleet):
             self._report_all()
 
     def start(self, release=NEW, **more):
-        return super().start(release, **{"waves": SITE_WAVES, "scene_s": SCENE_S, **more})
+        return super().start(
+            release, **{"waves": SITE_WAVES, "scene_s": SCENE_S, "same_canaries": True, **more}
+        )
 
     def restart(self):
         self._renew_evidence()

@@ -15,9 +15,10 @@ Restarts are few and whole numbers: their rate is tested against the own past *a
 (the exact binomial test of two Poisson rates, Przyborowski and Wilenski 1940), each board counted for at most
 `RESTARTS_A_BOARD`, for a board that restarts all day is one sick board.
 
-A board without a past (it is new, or its sensor was silent) is compared with boards left alone: its level
-with theirs, however far boards lie apart. Where there are none either, the metric is `Unknown`, and waiting
-for longer would bring nothing: it `lapses`. What a board stopped reporting, and crashes, never do.
+A board without a past (it is new, or its sensor was silent) is compared with boards left alone in its errors
+and crashes. Not in time, memory and heat: new boards are often other boards, and their own trial has weighed
+the new bundle against the old one. Where nothing can be compared the metric is `Unknown`, and waiting for
+longer would bring nothing: it `lapses`. What a board stopped reporting, and crashes, never do.
 
 These are tests at fixed levels, looked at again and again, not anytime-valid ones. The levels are set so far
 out that hundreds of looks stay quiet (docs/benchmarks.md counts it). What is not reported is `Unknown`, never
@@ -64,12 +65,16 @@ _FALLEN_BY_CHANCE: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """A metric that has a level: `read` is on a scale on which changes are differences."""
+    """A metric that has a level: `read` is on a scale on which changes are differences.
+
+    `is_common`: it is comparable from board to board, whatever they are made of.
+    """
 
     metric: Metric
     read: Callable[[Vitals], float | None]
     limit: Callable[[HealthRules], float]
     shown: Callable[[float], float]
+    is_common: bool = False
 
 
 def decide_health(treated: Sequence[Course], controls: Sequence[Course], rules: HealthRules) -> Health:
@@ -93,7 +98,7 @@ def _finite(value: float | None) -> float | None:
 
 
 _LEVELS: Final = (
-    _Level(Metric.ERRORS, _error_share, lambda rules: rules.max_error_rise, float),
+    _Level(Metric.ERRORS, _error_share, lambda rules: rules.max_error_rise, float, is_common=True),
     _Level(
         Metric.LATENCY,
         lambda vitals: _log(vitals.latency_ms),
@@ -121,7 +126,7 @@ def _decide_level(
     tolerated = level.limit(rules)
     changes, of_others = _changes(level, treated), _changes(level, controls)
     new, of_controls = _levels_of_new(level, treated), _levels(level, controls)
-    if of_controls.size < MIN_CONTROLS:
+    if not level.is_common or of_controls.size < MIN_CONTROLS:
         new = new[:0]
     # Boards that fell silent may be the sick ones; but what the others say may already be enough.
     worse = _worse(level, changes, of_others, tolerated, rules) or _worse(
