@@ -441,6 +441,16 @@ def test_a_window_sums_over_starts_from_where_it_began():
     assert vitals.latency_ms == 1.0
 
 
+def test_a_crash_before_the_first_report_of_a_window_counts():
+    crashed = [row(b"b", 130, 5, running_s=10, crashes=1), row(b"b", 430, 50, running_s=310, crashes=1)]
+    course = course_of([row(b"a", 50, 9, running_s=900), *crashed], MODEL, Stretch(0, 90), Stretch(100, 500))
+    assert course.before.restarts == 0
+    assert (course.after.restarts, course.after.samples, course.after.running_s) == (1, 50, 310.0)
+    running = [row(b"a", 130, 5, running_s=99, crashes=1), row(b"a", 430, 50, running_s=399, crashes=1)]
+    after = course_of(running, MODEL, Stretch(0, 90), Stretch(100, 500)).after
+    assert (after.restarts, after.samples, after.running_s) == (0, 45, 300.0)
+
+
 def test_what_is_not_reported_is_none_and_no_report_is_no_window():
     vitals = vitals_of([CounterRow(b"a", 1.0, {}), CounterRow(b"a", 2.0, {})], MODEL)
     assert (vitals.samples, vitals.errors, vitals.restarts) == (0, None, None)

@@ -2,12 +2,14 @@
 
 A board reports its counters whole, again and again; they begin at 0 with each start of the daemon. What
 happened in a stretch of time is the sum over its starts of how far each counter rose: from the first report
-in the stretch for the start that was running then, from 0 for the starts that came in it. So the order in
-which the reports of one start arrive changes nothing, and one that is missing only shortens the stretch.
+in the stretch for the start that was running then, from 0 for the starts that came in it: what crashes as
+soon as it has swapped is heard of by its next start. In which order the reports of one start arrive changes
+nothing, and one that is missing only shortens the stretch.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
@@ -37,15 +39,21 @@ class Stretch(msgspec.Struct, frozen=True):
     until_s: float
 
 
-def vitals_of(rows: Iterable[CounterRow], model: str) -> Vitals | None:
+def vitals_of(rows: Iterable[CounterRow], model: str, *, since_s: float = math.inf) -> Vitals | None:
     """What a board did in the time of these reports, as far as one model goes; None without any report.
+
+    A start that came after `since_s`, by its own time, counts from 0, whichever is the first here.
 
     What no report names is None. A tally has no series before its first count: no failures where samples
     are reported are 0 failures.
     """
-    starts = _starts_of(rows)
-    if not starts:
+    reports = _starts_of(rows)
+    if not reports:
         return None
+    is_older = min(row.received_s - row.counters.get(_RUNNING, 0) for row in reports[0]) <= since_s
+    starts = [[row.counters for row in start] for start in reports]
+    # Where nothing was running before, the first start is one of those that came.
+    starts = starts if is_older else [[], *starts]
     samples = _rise(starts, lambda counters: _sum_of(counters, f"edge_samples{{model={model},"))
     errors = _rise(starts, lambda counters: counters.get(f"edge_failed{{model={model}}}"))
     if errors is None and samples is not None:
@@ -69,20 +77,22 @@ def vitals_of(rows: Iterable[CounterRow], model: str) -> Vitals | None:
 
 def course_of(rows: Sequence[CounterRow], model: str, before: Stretch, after: Stretch) -> Course:
     """A board's windows: before it was offered a release and after it swapped, or the same of a control."""
-    return Course(vitals_of(_within(rows, before), model), vitals_of(_within(rows, after), model))
+    return Course(
+        vitals_of(_within(rows, before), model, since_s=before.since_s),
+        vitals_of(_within(rows, after), model, since_s=after.since_s),
+    )
 
 
 def _within(rows: Sequence[CounterRow], stretch: Stretch) -> list[CounterRow]:
     return [row for row in rows if stretch.since_s <= row.received_s <= stretch.until_s]
 
 
-def _starts_of(rows: Iterable[CounterRow]) -> list[list[Mapping[str, int]]]:
+def _starts_of(rows: Iterable[CounterRow]) -> list[list[CounterRow]]:
     """The reports of each start, the start that was heard of first in front."""
     found: dict[bytes, list[CounterRow]] = {}
     for row in rows:
         found.setdefault(row.boot, []).append(row)
-    ordered = sorted(found.values(), key=lambda start: (min(row.received_s for row in start), start[0].boot))
-    return [[row.counters for row in start] for start in ordered]
+    return sorted(found.values(), key=lambda start: (min(row.received_s for row in start), start[0].boot))
 
 
 def _rise(
