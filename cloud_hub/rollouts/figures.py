@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy import Connection, RowMapping
 
-from cloud_hub.core.rollout.state import Outcome, Phase, RolloutState, tally_of
+from cloud_hub.core.rollout.findings import HealthRules
+from cloud_hub.core.rollout.state import Outcome, Phase, RolloutLimits, RolloutState, tally_of
 from cloud_hub.core.rollout.waiting import describe, waits_for
 from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.store.acts import list_acts
@@ -43,7 +44,10 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RolloutDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A device in a rollout. `wave` is the index of the one that it belongs to."""
+    """A device in a rollout. `wave` is the index of the one that it belongs to.
+
+    `before` is the release that it was to run and goes back to; empty: the rollout's `previous`.
+    """
 
     name: str
     wave: int
@@ -51,6 +55,7 @@ class RolloutDevice(msgspec.Struct, frozen=True, kw_only=True):
     is_offered: bool
     outcome: Outcome
     reason: str
+    before: str
 
 
 class HistoryLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +74,9 @@ class RolloutDetail(msgspec.Struct, frozen=True, kw_only=True):
     quality: str
     health: list[str]
     plan: list[Wave]
+    limits: RolloutLimits
+    health_rules: HealthRules
+    scene_s: int
     approved: list[int]
     devices: list[RolloutDevice]
     history: list[HistoryLine]
@@ -134,6 +142,9 @@ def detail_of(row: RolloutRow, *, now_s: float) -> RolloutDetail:
         quality=state.quality_said,
         health=list(state.health_said),
         plan=list(state.waves),
+        limits=state.limits,
+        health_rules=state.health_rules,
+        scene_s=state.scene_s,
         approved=list(state.approved),
         devices=[
             RolloutDevice(
@@ -143,6 +154,7 @@ def detail_of(row: RolloutRow, *, now_s: float) -> RolloutDetail:
                 is_offered=member.is_offered,
                 outcome=member.outcome,
                 reason=member.reason,
+                before=member.before,
             )
             for name, member in sorted(state.members.items(), key=lambda item: (item[1].wave, item[0]))
         ],

@@ -87,8 +87,19 @@ def test_a_rollout_is_started_watched_and_halted_over_rest(api, fleet):
 def test_waves_and_limits_may_be_given_over_rest(api, fleet):
     fleet.release(5)
     waves = [{"name": "two", "count": 2}, {"name": "all", "share": 1.0, "needs_approval": True}]
-    asked = {"release": 5, "waves": waves, "limits": {"max_failed_share": 0.0}, "same_canaries": True}
+    asked = {
+        "release": 5,
+        "waves": waves,
+        "limits": {"max_failed_share": 0.0},
+        "health": {"max_wait_s": 60.0, "required": ["errors"]},
+        "scene_s": 30,
+        "same_canaries": True,
+    }
     rollout = post(api, "/v1/rollouts", asked)["rollout"]
+    shown = api.json(f"/v1/rollouts/{rollout}")
+    assert (shown["limits"]["max_failed_share"], shown["scene_s"]) == (0.0, 30)
+    assert (shown["health_rules"]["max_wait_s"], shown["health_rules"]["required"]) == (60.0, ["errors"])
+    assert {device["before"] for device in shown["devices"]} == {""}
     assert [wave["name"] for wave in api.json(f"/v1/rollouts/{rollout}")["plan"]] == ["two", "all"]
     post(api, f"/v1/rollouts/{rollout}/approve", {"wave": 1})
     fleet.turn()
