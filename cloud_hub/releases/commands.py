@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ from cloud_hub.releases.key_files import (
 from cloud_hub.store.acts import note_act
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
     from cloud_hub.releases.pending import Progress
     from cloud_hub.releases.repository import SignedRepository
     from cloud_hub.releases.status import KeysStatus
@@ -36,6 +39,9 @@ _INIT = """\
 Make the keys of `root` and `targets` in a directory, each under a passphrase, and an online key in the hub's
 state directory; begin the signed metadata. Afterwards carry the keys away: whoever has enough of them and
 their passphrases decides what every board runs. Give `cloud-hub keys root` to the boards as releases.root.
+"""
+_MAKE = """\
+Make a key on a machine of your own; nobody else sees it. It counts once `keys rotate --public` has named it.
 """
 _RENEW = """\
 Without --role: sign snapshot and timestamp again, as a running hub does daily. With it: sign `root` or
@@ -73,6 +79,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         )
     add_passphrase_argument(init)
     init.set_defaults(run=_init)
+    make = actions.add_parser("make", help="make a key of your own, for others to name", description=_MAKE)
+    make.add_argument("file", type=Path, help="where it is written, its public part beside it as .pub")
+    add_passphrase_argument(make)
+    make.set_defaults(run=_make)
     root = actions.add_parser("root", help="print what boards trust first: their releases.root")
     root.set_defaults(run=_root)
     show = actions.add_parser("show", help="roles, keys, how long they hold, what is due, what waits")
@@ -102,7 +112,13 @@ def _register_rotate(
         "--role", choices=("online", "root", "targets"), default="online", help="default: online"
     )
     rotate.add_argument("--offline", type=Path, metavar="DIR", help="where new offline keys are written")
-    rotate.add_argument("--new-keys", type=_count, default=1, metavar="N", help="how many (default: 1)")
+    rotate.add_argument(
+        "--new-keys", type=_count, metavar="N", help="how many (default: 1, or none with --public)"
+    )
+    rotate.add_argument(
+        "--public", type=Path, action="append", default=[], metavar="FILE",
+        help="a public key that somebody made by `keys make`; they add their signature by `keys sign`",
+    )  # fmt: skip
     rotate.add_argument(
         "--keep", action="append", default=[], metavar="KEYID", help="a present key that stays, by its id"
     )
@@ -134,7 +150,7 @@ def _directory_of(args: argparse.Namespace) -> Path:
 
 
 def _init(args: argparse.Namespace) -> int:
-    from cloud_hub.releases.repository import create_repository
+    from cloud_hub.releases.create import create_repository
 
     roles = ("root", "targets")
     for role in roles:
@@ -147,7 +163,7 @@ def _init(args: argparse.Namespace) -> int:
         for role in roles
         for number in range(1, getattr(args, f"{role}_keys") + 1)
     ]
-    made = make_keys(args, paths)
+    made = make_keys(paths, args.passphrase_file)
     create_repository(
         directory,
         made[: args.root_keys],
@@ -158,6 +174,17 @@ def _init(args: argparse.Namespace) -> int:
     )
     print(f"{args.offline}: carry these keys away from the hub")
     print(f"{directory}: signed metadata; `cloud-hub keys root > root.json` is for the boards")
+    return 0
+
+
+def _make(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.keys import write_public_key
+
+    public = args.file.with_suffix(".pub")
+    (key,) = make_keys([args.file], args.passphrase_file)
+    write_public_key(public, key)
+    print(f"{args.file}: the key {key.public_key.keyid[:12]}, yours alone")
+    print(f"{public}: for whoever has it named, by `cloud-hub keys rotate --public`")
     return 0
 
 
@@ -230,22 +257,38 @@ def _rotate(args: argparse.Namespace) -> int:
         progress = repository.rotate_online_key(keys=keys, now=now)
         done = "the online key is another one; sign again what it had signed and is still wanted"
     else:
-        if args.offline is None:
-            raise SigningError("--offline DIR is needed: where the new keys are written")
-        number = repository.check_rotation(
-            args.role, new_keys=args.new_keys, threshold=args.threshold, keep=args.keep
-        )
-        made = make_keys(
-            argparse.Namespace(passphrase_file=args.new_passphrase_file),
-            [args.offline / f"{args.role}-v{number}-{index + 1}.pem" for index in range(args.new_keys)],
-        )
-        progress = repository.rotate_offline_keys(
-            args.role, made, threshold=args.threshold, keep=args.keep, keys=keys, now=now
-        )
+        progress = _rotate_offline(args, repository, keys, now)
         done = f"{args.role}: the new keys hold; carry them away from the hub"
     _note(args, "keys.rotate", args.role, progress)
     print_progress(progress, done)
     return 0
+
+
+def _rotate_offline(
+    args: argparse.Namespace, repository: SignedRepository, keys: Sequence[Signer], now: datetime
+) -> Progress:
+    from cloud_hub.releases.keys import read_public_key
+
+    brought = [read_public_key(path) for path in args.public]
+    new_keys = args.new_keys if args.new_keys is not None else int(not brought)
+    if new_keys and args.offline is None:
+        raise SigningError("--offline DIR is needed: where the new keys are written")
+    version = repository.check_rotation(
+        args.role, new_keys=new_keys + len(brought), threshold=args.threshold, keep=args.keep, keys=keys
+    )
+    made = make_keys(
+        [args.offline / f"{args.role}-v{version}-{index + 1}.pem" for index in range(new_keys)],
+        args.new_passphrase_file,
+    )
+    return repository.rotate_offline_keys(
+        args.role,
+        made,
+        threshold=args.threshold,
+        keep=args.keep,
+        brought=brought,
+        keys=keys,
+        now=now,
+    )
 
 
 def _note(args: argparse.Namespace, act: str, subject: str, progress: Progress | None) -> None:

@@ -46,14 +46,12 @@ def read_keys(args: argparse.Namespace) -> list[Signer]:
     """
     from cloud_hub.releases.keys import read_key
 
-    return [
-        read_key(path, passphrase)
-        for path, passphrase in zip(args.key, _passphrases(args, args.key, are_new=False), strict=True)
-    ]
+    passphrases = _passphrases(args.passphrase_file, args.key, are_new=False)
+    return [read_key(path, passphrase) for path, passphrase in zip(args.key, passphrases, strict=True)]
 
 
-def make_keys(args: argparse.Namespace, paths: Sequence[Path]) -> list[Signer]:
-    """New keys in these files.
+def make_keys(paths: Sequence[Path], passphrase_files: Sequence[Path]) -> list[Signer]:
+    """New keys in these files; passphrases as `add_passphrase_argument` takes them.
 
     Raises:
         SigningError: when one is there, or the passphrases do not do; then nothing was made.
@@ -64,7 +62,7 @@ def make_keys(args: argparse.Namespace, paths: Sequence[Path]) -> list[Signer]:
         raise SigningError(f"{there[0]}: there is a file already; keys are never replaced")
     return [
         make_key(path, passphrase)
-        for path, passphrase in zip(paths, _passphrases(args, paths, are_new=True), strict=True)
+        for path, passphrase in zip(paths, _passphrases(passphrase_files, paths, are_new=True), strict=True)
     ]
 
 
@@ -80,8 +78,7 @@ def print_progress(progress: Progress, done: str) -> None:
     print(f"boards see nothing of it until then; `cloud-hub keys sign {progress.name} --key FILE` adds one")
 
 
-def _passphrases(args: argparse.Namespace, paths: Sequence[Path], *, are_new: bool) -> list[bytes]:
-    files: list[Path] = args.passphrase_file
+def _passphrases(files: Sequence[Path], paths: Sequence[Path], *, are_new: bool) -> list[bytes]:
     if not files:
         return [_asked(path, is_new=are_new) for path in paths]
     if len(files) not in {1, len(paths)}:

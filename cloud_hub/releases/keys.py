@@ -7,15 +7,16 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from securesystemslib.signer import CryptoSigner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from cloud_hub.errors import SigningError
 from edge_cascade.durable import sync_directory, write_durably
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import Signer
+    from securesystemslib.signer import Key, Signer
 
 
 def make_key(path: Path, passphrase: bytes | None) -> Signer:
@@ -42,6 +43,37 @@ def make_key(path: Path, passphrase: bytes | None) -> Signer:
     except OSError as error:
         raise SigningError(f"{path}: {error.strerror or error}; keys are never replaced") from error
     return CryptoSigner(key)
+
+
+def write_public_key(path: Path, key: Signer) -> None:
+    """Write the public part of a key in PEM, for those who are to name it.
+
+    Raises:
+        SigningError: when the disk does not take it.
+    """
+    public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.public_key.keyval["public"]))
+    content = public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    try:
+        write_durably(path, content)
+    except OSError as error:
+        raise SigningError(f"{path}: {error.strerror or error}") from error
+
+
+def read_public_key(path: Path) -> Key:
+    """The public key in a file.
+
+    Raises:
+        SigningError: when it cannot be read, or is no Ed25519 key.
+    """
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise SigningError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SigningError(f"{path}: no public key in PEM; `cloud-hub keys make` writes one") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise SigningError(f"{path}: holds another kind of key, Ed25519 is needed")
+    return SSlibKey.from_crypto(key)
 
 
 def read_key(path: Path, passphrase: bytes | None) -> Signer:

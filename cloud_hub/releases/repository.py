@@ -21,15 +21,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from securesystemslib.signer import Signer
+from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import (
-    DelegatedRole,
-    Delegations,
     Metadata,
     Root,
-    Snapshot,
     Targets,
-    Timestamp,
 )
 
 from cloud_hub.errors import SigningError
@@ -47,15 +43,13 @@ from cloud_hub.releases.changes import (
     withdraw,
 )
 from cloud_hub.releases.layout import BLOBS
-from cloud_hub.releases.metadata import TIMESTAMP, MetadataFiles, sha256
+from cloud_hub.releases.metadata import MetadataFiles, sha256
 from cloud_hub.releases.online import OnlineRoles
 from cloud_hub.releases.pending import Pending, PendingFiles, Progress, progress_of, sign_with
 from edge_cascade.durable import crash_point
 from edge_cascade.manifest import Norms
 from edge_cascade.signed_releases import (
     CUSTOM,
-    ONLINE_PATHS,
-    ONLINE_ROLE,
     POLICY_TARGET,
     PartNote,
     Policy,
@@ -65,57 +59,6 @@ from edge_cascade.signed_releases import (
 )
 
 RENEW_WEIGHTS_BEFORE: Final = timedelta(days=30)
-
-
-def create_repository(
-    directory: Path,
-    root_keys: Sequence[Signer],
-    targets_keys: Sequence[Signer],
-    *,
-    root_threshold: int,
-    targets_threshold: int,
-    now: datetime,
-) -> SignedRepository:
-    """Begin a repository with a fresh online key and nothing signed in it.
-
-    Raises:
-        SigningError: when there is one already, a threshold cannot be met, or the disk does not take it.
-    """
-    for name, keys, threshold in (
-        ("root", root_keys, root_threshold),
-        ("targets", targets_keys, targets_threshold),
-    ):
-        if not 1 <= threshold <= len({key.public_key.keyid for key in keys}):
-            raise SigningError(f"{name}: a threshold of {threshold} cannot be met by {len(keys)} keys")
-    repository = SignedRepository(directory)
-    if (repository.metadata_directory / TIMESTAMP).exists():
-        raise SigningError(f"{directory}: there is a repository already")
-    files = MetadataFiles(directory)
-    roles = OnlineRoles(files)
-    online = roles.first_key()
-    root = Root(expires=now + LIFETIMES[Root.type], consistent_snapshot=True)
-    for role, keys, threshold in (
-        (Root.type, root_keys, root_threshold),
-        (Targets.type, targets_keys, targets_threshold),
-        (Snapshot.type, [online], 1),
-        (Timestamp.type, [online], 1),
-    ):
-        for key in keys:
-            root.add_key(key.public_key, role)
-        root.roles[role].threshold = threshold
-    delegated = DelegatedRole(
-        ONLINE_ROLE, [online.public_key.keyid], 1, terminating=True, paths=list(ONLINE_PATHS)
-    )
-    targets = Targets(
-        expires=now + LIFETIMES[Targets.type],
-        delegations=Delegations({online.public_key.keyid: online.public_key}, {ONLINE_ROLE: delegated}),
-    )
-    with files.held():
-        roles.write(root, Root.type, root_keys)
-        roles.write(targets, Targets.type, targets_keys)
-        roles.write(Targets(expires=now + LIFETIMES[ONLINE_ROLE]), ONLINE_ROLE, [online])
-        roles.publish(now)
-    return repository
 
 
 class SignedRepository:
@@ -233,11 +176,14 @@ class SignedRepository:
             fresh = self._roles.next_key()
         return self.change("rotate-online", trust_online(fresh.public_key), keys, now)
 
-    def check_rotation(self, role: str, *, new_keys: int, threshold: int, keep: Sequence[str]) -> int:
+    def check_rotation(
+        self, role: str, *, new_keys: int, threshold: int, keep: Sequence[str], keys: Sequence[Signer]
+    ) -> int:
         """Whether keys that are made now could replace those of a role; the version of root to be.
 
         Raises:
-            SigningError: when such a change waits already, the threshold cannot be met, or `keep` is wrong.
+            SigningError: when such a change waits already, the threshold cannot be met, or `keep` or one of
+                `keys` names nobody.
         """
         name = f"rotate-{role}"
         if name in self._pending.names():
@@ -246,7 +192,10 @@ class SignedRepository:
                 f"`cloud-hub keys drop {name}` and begin again"
             )
         root = self._roles.root()
-        check_keys(root.roles[role].keyids, role, new_keys, keep=keep, threshold=threshold)
+        kept = check_keys(root.roles[role].keyids, role, new_keys, keep=keep, threshold=threshold)
+        for keyid in (key.public_key.keyid for key in keys):
+            if keyid not in {*root.roles[Root.type].keyids, *kept}:
+                raise SigningError(f"the key {keyid[:12]} is none of root, nor one of {role} that stays")
         return root.version + 1
 
     def rotate_offline_keys(
@@ -258,15 +207,17 @@ class SignedRepository:
         keys: Sequence[Signer],
         now: datetime,
         keep: Sequence[str] = (),
+        brought: Sequence[Key] = (),
     ) -> Progress:
-        """Replace the keys of `root` or `targets` by `fresh` ones; those that `keep` names by their ids stay.
+        """Replace the keys of `root` or `targets`; those that `keep` names by their ids stay.
 
-        Both the old and the new threshold of root sign a new root. `fresh` keys sign at once.
+        Both the old and the new threshold of root sign a new root. `fresh` keys sign at once; of those that
+        are `brought` the private parts are with other people.
 
         Raises:
             SigningError: see `change`, and when the threshold cannot be met.
         """
-        publics = [key.public_key for key in fresh]
+        publics = [*(key.public_key for key in fresh), *brought]
         edit = trust_offline(role, publics, keep=keep, threshold=threshold)
         return self.change(f"rotate-{role}", edit, [*keys, *fresh], now)
 

@@ -96,16 +96,17 @@ def test_one_person_is_replaced_and_the_other_one_keeps_the_key(hub, board, fres
 
 def test_keys_are_not_made_for_a_change_that_waits_or_cannot_be(hub, fresh):  # noqa: F811
     check = hub.repository.check_rotation
-    assert check("root", new_keys=2, threshold=2, keep=[]) == 2
+    assert check("root", new_keys=2, threshold=2, keep=[], keys=hub.root_keys) == 2
     for wrong, says in (
         ({"threshold": 3, "keep": []}, "cannot be met by 2 keys"),
         ({"threshold": 2, "keep": [""]}, "has no key"),
+        ({"threshold": 2, "keep": [], "keys": hub.targets_keys}, "is none of root"),
     ):
         with pytest.raises(SigningError, match=says):
-            check("root", new_keys=2, **wrong)
+            check("root", new_keys=2, **{"keys": [], **wrong})
     hub.repository.rotate_offline_keys("root", fresh, threshold=2, keys=[], now=NOW)
     with pytest.raises(SigningError, match="pending rotate-root: waits already"):
-        check("root", new_keys=2, threshold=2, keep=[])
+        check("root", new_keys=2, threshold=2, keep=[], keys=hub.root_keys)
 
 
 def test_what_is_renewed_before_it_expires_is_believed_for_years(hub, tmp_path):  # noqa: F811

@@ -19,10 +19,11 @@ from sqlalchemy import select
 from cloud_hub.__main__ import main
 from cloud_hub.errors import SigningError
 from cloud_hub.registry import release_directory
+from cloud_hub.releases.create import create_repository
 from cloud_hub.releases.keys import make_key, read_key
 from cloud_hub.releases.online import NEXT_KEY, ONLINE_KEY
 from cloud_hub.releases.pending import Progress
-from cloud_hub.releases.repository import SignedRepository, create_repository
+from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.store.database import Database
 from cloud_hub.store.releases import insert_release
 from cloud_hub.store.schema import acts as acts_table
@@ -530,3 +531,20 @@ def test_offline_keys_are_rotated_renewed_and_shown_from_the_command_line(
     roles = {each["role"]: each for each in json.loads(capfd.readouterr().out)["roles"]}
     assert roles.keys() == {"root", "targets", "weights", "snapshot", "timestamp"}
     assert 364 < roles["root"]["days_left"] <= 365
+
+
+def test_somebody_makes_a_key_that_nobody_else_sees_and_it_signs(registry, offline, passphrase, capfd):
+    folder = registry.parent
+    mine = folder / "elsewhere/mine.pem"
+    assert main(["keys", "make", str(mine), *passphrase]) == 0
+    assert b"PRIVATE" not in mine.with_suffix(".pub").read_bytes()
+    root = ("--key", str(offline / "root-1.pem"), *passphrase)
+    rotate = ("keys", "rotate", "--role", "targets", *root)
+    assert command(registry, *rotate, "--public", str(mine)) == 14
+    assert "no public key in PEM" in capfd.readouterr().err
+    assert command(registry, *rotate, "--public", str(mine.with_suffix(".pub"))) == 0
+    assert "1 missing of" in capfd.readouterr().out
+    sign = ("--key", str(mine), *passphrase)
+    assert command(registry, "keys", "sign", "rotate-targets", *sign) == 0
+    assert command(registry, "release", "sign", "1", *sign) == 0
+    assert "release 1: signed offline" in capfd.readouterr().out

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 from tuf.api.metadata import Metadata, Root, Targets
 
 from cloud_hub.releases.changes import name_part, put_policy
+from cloud_hub.releases.create import create_repository
 from cloud_hub.releases.keys import make_key, read_key
 from cloud_hub.releases.metadata import MetadataFiles
 from cloud_hub.releases.online import ONLINE_KEY, OnlineRoles
-from cloud_hub.releases.repository import create_repository
 from edge_cascade.bounds import norms_around
 from edge_cascade.bundle import MANIFEST, load_bundle
 from edge_cascade.shipped import find_bundle

@@ -12,8 +12,8 @@ pytest.importorskip("tuf", reason="needs python-tuf")
 from cloud_hub.admin.tls import Certificate
 from cloud_hub.admin.tokens import create_token
 from cloud_hub.registry import release_directory
+from cloud_hub.releases.create import create_repository
 from cloud_hub.releases.keys import make_key
-from cloud_hub.releases.repository import create_repository
 from cloud_hub.store.store import Store
 from edge_cascade.bundle import MANIFEST, load_bundle
 from edge_daemon.clock import SystemClock
