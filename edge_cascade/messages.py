@@ -192,12 +192,13 @@ class Receipts(Message, frozen=True, array_like=True):
 
 
 class RunningModel(msgspec.Struct, frozen=True, array_like=True):
-    """What a board is serving."""
+    """What a board is serving; `takes_releases`: whether it would serve another bundle that the hub wants."""
 
     model: Name
     bundle: Digest
     plan: Name
     point: Small
+    takes_releases: bool = False
 
 
 class Status(Message, frozen=True, array_like=True):

@@ -242,6 +242,7 @@ class Daemon:
                 bytes.fromhex(pipeline.bundle.bundle_id),
                 pipeline.ladder.plan.name,
                 pipeline.ladder.point,
+                takes_releases=self.swapper is not None,
             )
             for name, pipeline in self._pipelines.items()
         ]

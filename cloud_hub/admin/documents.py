@@ -37,6 +37,7 @@ class Running(Document, frozen=True):
     bundle: Hex
     plan: str
     point: Number
+    takes_releases: bool = False
 
 
 class Device(Document, frozen=True):

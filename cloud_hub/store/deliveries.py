@@ -34,6 +34,7 @@ class _ModelJson(msgspec.Struct, frozen=True):
     bundle: str
     plan: str
     point: int
+    takes_releases: bool
 
 
 def known_cases(connection: Connection, items: Iterable[ItemId]) -> set[ItemId]:
@@ -224,5 +225,5 @@ def _is_newer(report: NewReport, in_group: NewReport | None, stored: Row[Any]) -
 
 def _models_json(models: Sequence[RunningModel]) -> str:
     return msgspec.json.encode(
-        [_ModelJson(m.model, m.bundle.hex(), m.plan, m.point) for m in models]
+        [_ModelJson(m.model, m.bundle.hex(), m.plan, m.point, m.takes_releases) for m in models]
     ).decode()

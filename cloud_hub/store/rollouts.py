@@ -71,6 +71,11 @@ class StoredSwap:
     detail: str
 
 
+class _Served(msgspec.Struct, frozen=True):
+    model: str
+    takes_releases: bool = False
+
+
 # --- rollouts ----------------------------------------------------------------------------------------------
 
 
@@ -205,7 +210,8 @@ def note_orders(connection: Connection, ids: Iterable[int]) -> None:
 def devices_of_fleet(connection: Connection, model: str) -> list[Device]:
     """Every board that was ever heard of, by name: its labels, whether it is there, its release of a model.
 
-    One whose account was revoked is no longer of the fleet.
+    One whose account was revoked is no longer of the fleet, nor is one that says that it does not serve the
+    model or takes no releases: it would be waited for in vain.
     """
     desired = select(_desired.c.device, _desired.c.release)
     desired = desired.where(_desired.c.model == model, _desired.c.release != SHIPPED)
@@ -218,14 +224,21 @@ def devices_of_fleet(connection: Connection, model: str) -> list[Device]:
     for device, key, value in connection.execute(select(_labels)):
         labels.setdefault(device, {})[key] = value
     query = (
-        select(schema.devices.c.name, schema.devices.c.online)
+        select(schema.devices.c.name, schema.devices.c.online, schema.devices.c.models)
         .where(schema.devices.c.name.not_in(revoked))
         .order_by(schema.devices.c.name)
     )
     return [
         Device(name, labels.get(name, {}), bool(online), should_run.get(name, ""))
-        for name, online in connection.execute(query)
+        for name, online, models in connection.execute(query)
+        if _may_take(models, model)
     ]
+
+
+def _may_take(models: str, model: str) -> bool:
+    """Whether a board with these models takes releases of one; so may a board that never said anything."""
+    served = msgspec.json.decode(models, type=list[_Served])
+    return not served or any(each.model == model and each.takes_releases for each in served)
 
 
 def last_heard_ms(connection: Connection) -> int:

@@ -84,7 +84,7 @@ class Board:
         self.milli_celsius = 50_000 + round(1000 * ills.get("celsius", 0.0))
         if ills.get("crashes"):
             self.starts += 1
-            self.boot = bytes([self.number, self.starts]) * 4
+            self.boot = self.number.to_bytes(4, "big") + self.starts.to_bytes(4, "big")
             self.running_s = self.samples = self.failed = self.latency_sum_us = 0
             self.has_crashed = True
 
@@ -122,7 +122,8 @@ class Site(Fleet):
         self.state_dir = state_dir
         self.behaviour = behaviour or Behaviour()
         self.boards = {
-            name: Board(number, bytes([number, 0]) * 4, 1000 + number) for number, name in enumerate(names)
+            name: Board(number, number.to_bytes(4, "big") + bytes(4), 1000 + number)
+            for number, name in enumerate(names)
         }
         self._seq = 0
         self._inputs = 0

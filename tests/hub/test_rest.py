@@ -183,7 +183,14 @@ def test_devices_show_what_they_run_and_count(api):
     page = api.json("/v1/devices")
     assert [device["name"] for device in page["devices"]] == ["press-1"]
     device = page["devices"][0]
-    assert device["models"] == [{"model": "pump", "bundle": BUNDLE.hex(), "plan": "default", "point": 2}]
+    running = {
+        "model": "pump",
+        "bundle": BUNDLE.hex(),
+        "plan": "default",
+        "point": 2,
+        "takes_releases": False,
+    }
+    assert device["models"] == [running]
     assert (device["online"], device["counters"], device["daemon_version"]) == (True, {"shed": 4}, "1.2")
 
 

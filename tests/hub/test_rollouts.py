@@ -7,6 +7,7 @@ import random
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -437,6 +438,28 @@ def test_a_board_that_joins_late_is_offered_what_was_rolled_out(store, fleet):
     fleet.set_online("late", True)
     fleet.go_on(50)
     assert fleet.serves["late"] == "5"
+
+
+def test_boards_that_do_not_serve_the_model_or_take_no_releases_are_passed_by(store, fleet):
+    def says(name, *models):
+        text = msgspec.json.encode(
+            [{"model": model, "takes_releases": takes} for model, takes in models]
+        ).decode()
+        table = schema.devices
+        store.database.run(
+            lambda c: c.execute(table.update().where(table.c.name == name).values(models=text))
+        )
+
+    says("press-0", ("fan", True))
+    says("press-1", ("pump", False), ("fan", True))
+    says("press-2", ("fan", True), ("pump", True))
+    fleet.release(5)
+    rollout = fleet.start(5)
+    assert set(fleet.state(rollout).members) == {*NAMES} - {"press-0", "press-1"}
+    fleet.turn()
+    says("press-2", ("pump", False))
+    fleet.turn()
+    assert "press-2" not in fleet.state(rollout).members
 
 
 def test_a_board_whose_account_was_revoked_is_waited_for_no_more(store, fleet):
