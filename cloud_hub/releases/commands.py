@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cloud_hub.commands import database_of, print_json
 from cloud_hub.config import add_config_argument, load_config
 from cloud_hub.errors import SigningError
@@ -27,6 +29,7 @@ from cloud_hub.releases.key_files import (
     read_keys,
 )
 from cloud_hub.store.acts import note_act
+from edge_cascade.durable import write_durably
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -52,6 +55,10 @@ Replace the keys of a role. `online`, for one that was stolen or may have been: 
 signed by nobody afterwards; boards that run them go on, and sign them again where they are wanted. `root` and
 `targets`: new keys are made in a directory, all others but those that --keep names are trusted no more. The
 keys of root sign it, the old ones and the new ones; for `online` and `targets` those of targets too.
+"""
+_AWAY = """\
+Say what an exported change would make hold, and sign it. Needs no configuration and no hub: the key stays on
+a machine of its own. Compare releases and digests with what you meant before you give a key.
 """
 _SIGN = """\
 Add signatures to a change that waits for them. It is published with the last one.
@@ -90,17 +97,26 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show.set_defaults(run=_show)
     renew = actions.add_parser("renew", help="sign again what expires", description=_RENEW)
     renew.add_argument("--role", choices=("root", "targets"), help="default: what the hub itself signs")
-    add_key_arguments(renew, required=False, help_text="a key of the role; may be given more than once")
+    add_key_arguments(renew, "a key of the role; may be given more than once")
     renew.set_defaults(run=_renew)
     sign = actions.add_parser("sign", help="add a signature to what waits for it", description=_SIGN)
-    add_key_arguments(sign, required=True, help_text="a key that is asked for; may be given more than once")
+    add_key_arguments(sign, "a key that is asked for; may be given more than once", required=True)
     sign.set_defaults(run=_sign)
+    export = actions.add_parser("export", help="print a change that waits, to sign it on another machine")
+    export.set_defaults(run=_export)
+    away = actions.add_parser("sign-file", help="sign an exported change anywhere", description=_AWAY)
+    away.add_argument("file", type=Path, help="what `export` printed; the signature is written into it")
+    add_key_arguments(away, "without one it is only shown what would be signed")
+    away.set_defaults(run=_sign_file)
+    take = actions.add_parser("import", help="take the signatures that were made elsewhere")
+    take.add_argument("file", type=Path, help="the signed file")
+    take.set_defaults(run=_import)
     drop = actions.add_parser("drop", help="forget a change that waits, and its signatures")
     drop.set_defaults(run=_drop)
-    for action in (sign, drop):
+    for action in (sign, drop, export):
         action.add_argument("name", help="the change's, by `cloud-hub keys show`")
     rotate = _register_rotate(actions)
-    for action in (init, root, show, renew, sign, drop, rotate):
+    for action in (init, root, show, renew, sign, export, take, drop, rotate):
         add_config_argument(action)
 
 
@@ -125,9 +141,7 @@ def _register_rotate(
     rotate.add_argument(
         "--threshold", type=_count, default=1, metavar="N", help="how many must sign then (default: 1)"
     )
-    add_key_arguments(
-        rotate, required=True, help_text="a present key of root or targets; may be given more than once"
-    )
+    add_key_arguments(rotate, "a present key of root or targets; may be given more than once")
     rotate.add_argument(
         "--new-passphrase-file", type=Path, action="append", default=[], metavar="FILE",
         help="for the new keys, as --passphrase-file",
@@ -239,6 +253,38 @@ def _sign(args: argparse.Namespace) -> int:
     progress = repository_of(args).sign_pending(args.name, keys=read_keys(args), now=datetime.now(UTC))
     _note(args, "keys.sign", args.name, progress)
     print_progress(progress, f"{args.name}: signed by enough, published")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    sys.stdout.buffer.write(msgspec.json.encode(repository_of(args).waiting(args.name)))
+    return 0
+
+
+def _sign_file(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.elsewhere import lines_of, sign_blindly
+    from cloud_hub.releases.pending import read_change
+
+    pending = read_change(args.file)
+    print("\n".join(lines_of(pending)))
+    if not args.key:
+        print(f"{args.file}: nothing signed, --key FILE does")
+        return 0
+    try:
+        write_durably(args.file, msgspec.json.encode(sign_blindly(pending, read_keys(args))))
+    except OSError as error:
+        raise SigningError(f"{args.file}: {error.strerror or error}") from error
+    print(f"{args.file}: signed; take it to the hub, `cloud-hub keys import` reads it")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from cloud_hub.releases.pending import read_change
+
+    signed = read_change(args.file)
+    progress = repository_of(args).take_signatures(signed, now=datetime.now(UTC))
+    _note(args, "keys.import", signed.name, progress)
+    print_progress(progress, f"{signed.name}: signed by enough, published")
     return 0
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cloud_hub.releases.pending import Progress
 
 
-def add_key_arguments(parser: argparse.ArgumentParser, *, required: bool, help_text: str) -> None:
+def add_key_arguments(parser: argparse.ArgumentParser, help_text: str, *, required: bool = False) -> None:
     """`--key` and `--passphrase-file`, both as often as there are keys."""
     parser.add_argument(
         "--key", type=Path, action="append", default=[], required=required, metavar="FILE", help=help_text

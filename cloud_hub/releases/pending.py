@@ -88,12 +88,12 @@ class PendingFiles:
             SigningError: when it cannot be read; `keys drop` takes it away.
         """
         path = self._path(name)
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Pending)
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise SigningError(f"{path}: {error}; `cloud-hub keys drop {name}` takes it away") from error
+        try:
+            return read_change(path)
+        except SigningError as error:
+            raise SigningError(f"{error}; `cloud-hub keys drop {name}` takes it away") from error
 
     def put(self, pending: Pending) -> None:
         """Write one.
@@ -129,6 +129,18 @@ class PendingFiles:
         return self._directory / f"{name}.json"
 
 
+def read_change(path: Path) -> Pending:
+    """A change in a file.
+
+    Raises:
+        SigningError: when it cannot be read.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Pending)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SigningError(f"{path}: no change that waits can be read: {error}") from error
+
+
 def sign_with(pending: Pending, root: Root, keys: Sequence[Signer]) -> Pending:
     """Sign the roles of a change with those of the keys that may; `root` is the one that boards know.
 
@@ -152,6 +164,28 @@ def sign_with(pending: Pending, root: Root, keys: Sequence[Signer]) -> Pending:
             signed[role].sign(key, append=True)
     return msgspec.structs.replace(
         pending, roles={role: each.to_bytes().decode() for role, each in signed.items()}
+    )
+
+
+def with_signatures_of(pending: Pending, signed: Pending, root: Root) -> Pending:
+    """A change with the signatures that somebody brings from elsewhere, of those that are asked and verify.
+
+    Raises:
+        SigningError: when they are over something else.
+    """
+    metadata = {role: pending.metadata(role) for role in pending.roles}
+    for role, each in metadata.items():
+        if role not in signed.roles or signed.metadata(role).signed != each.signed:
+            raise SigningError(
+                f"pending {pending.name}: what was signed elsewhere is not what waits here; take it there "
+                f"again by `cloud-hub keys export {pending.name}`"
+            )
+        brought = signed.metadata(role).signatures
+        for delegator in _delegators(role, metadata, root):
+            result = delegator.get_verification_result(role, each.signed_bytes, brought)
+            each.signatures |= {keyid: brought[keyid] for keyid in result.signed}
+    return msgspec.structs.replace(
+        pending, roles={role: each.to_bytes().decode() for role, each in metadata.items()}
     )
 
 

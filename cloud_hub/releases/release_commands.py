@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 from cloud_hub.commands import database_of, print_json
 from cloud_hub.config import add_config_argument, load_config
-from cloud_hub.errors import SigningError
 from cloud_hub.releases.key_files import add_key_arguments, print_progress, read_keys
 
 _SIGN = """\
@@ -45,9 +44,14 @@ def register(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     revoke.set_defaults(run=_revoke)
     for action in (sign, revoke):
         action.add_argument("id", type=_number, help="its number")
-    for action, required in ((sign, False), (floor, False), (revoke, True)):
+    sign.add_argument(
+        "--offline",
+        action="store_true",
+        help="without --key: it waits for offline keys (`keys export`)",
+    )
+    for action in (sign, floor, revoke):
         add_key_arguments(
-            action, required=required, help_text="a key of targets; may be given more than once"
+            action, "a key of targets; may be given more than once; without one it waits for them"
         )
         add_config_argument(action)
 
@@ -60,7 +64,7 @@ def _sign(args: argparse.Namespace) -> int:
     repository, now, by = repository_of(args), datetime.now(UTC), getpass.getuser()
     keys = read_keys(args)
     with database_of(config) as database:
-        if not keys:
+        if not keys and not args.offline:
             sign_release_online(database, config.state_dir, repository, args.id, by=by, now=now)
             print(f"release {args.id}: its weights are signed online")
             return 0
@@ -78,8 +82,6 @@ def _floor(args: argparse.Namespace) -> int:
         _show_floors(repository.policy().security_floor, as_json=args.json)
         return 0
     keys = read_keys(args)
-    if not keys:
-        raise SigningError("--key is needed: a floor is signed by the offline keys of targets")
     with database_of(load_config(args.config)) as database:
         progress = set_floor(
             database, repository, args.id, keys=keys, by=getpass.getuser(), now=datetime.now(UTC)

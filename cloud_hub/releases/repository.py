@@ -45,7 +45,14 @@ from cloud_hub.releases.changes import (
 from cloud_hub.releases.layout import BLOBS
 from cloud_hub.releases.metadata import MetadataFiles, sha256
 from cloud_hub.releases.online import OnlineRoles
-from cloud_hub.releases.pending import Pending, PendingFiles, Progress, progress_of, sign_with
+from cloud_hub.releases.pending import (
+    Pending,
+    PendingFiles,
+    Progress,
+    progress_of,
+    sign_with,
+    with_signatures_of,
+)
 from edge_cascade.durable import crash_point
 from edge_cascade.manifest import Norms
 from edge_cascade.signed_releases import (
@@ -260,11 +267,26 @@ class SignedRepository:
             SigningError: when none of this name waits; see `change`.
         """
         with self._alone(now):
-            pending = self._pending.get(name)
-            if pending is None:
-                raise SigningError(f"pending {name}: no such change waits; `cloud-hub keys show` lists them")
-            self._check_fresh(pending)
-            return self._sign(pending, keys, now)
+            return self._sign(self._waiting(name), keys, now)
+
+    def take_signatures(self, signed: Pending, *, now: datetime) -> Progress:
+        """Add the signatures that were made elsewhere over a change that waits.
+
+        Raises:
+            SigningError: when it waits no longer, or they are over something else; see `change`.
+        """
+        with self._alone(now):
+            merged = with_signatures_of(self._waiting(signed.name), signed, self._roles.root())
+            return self._sign(merged, [], now)
+
+    def waiting(self, name: str) -> Pending:
+        """A change that waits.
+
+        Raises:
+            SigningError: when none of this name waits, or another has overtaken it.
+        """
+        with self._files.held():
+            return self._waiting(name)
 
     def drop_pending(self, name: str) -> None:
         """Forget a change that waits, and its signatures.
@@ -354,6 +376,13 @@ class SignedRepository:
             roles[role] = metadata.to_bytes().decode()
         blobs = tuple(blob.decode() for blob in draft.blobs)
         return Pending(name, begun_at, roles, blobs, tuple(draft.withdrawn))
+
+    def _waiting(self, name: str) -> Pending:
+        pending = self._pending.get(name)
+        if pending is None:
+            raise SigningError(f"pending {name}: no such change waits; `cloud-hub keys show` lists them")
+        self._check_fresh(pending)
+        return pending
 
     def _check_fresh(self, pending: Pending) -> None:
         if self._is_stale(pending):

@@ -5,18 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 pytest.importorskip("tuf", reason="needs python-tuf")
 
+from securesystemslib.signer import Signature
+
 from cloud_hub.errors import SigningError
+from cloud_hub.releases.elsewhere import lines_of, sign_blindly
 from cloud_hub.releases.keys import make_key
 from cloud_hub.releases.metadata import MetadataFiles
 from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.releases.status import keys_status
+from edge_cascade.signed_releases import Policy
 from edge_daemon.errors import RefusedError
 from edge_daemon.releases.trust import Trust
 from tests.hub.test_signing import (  # noqa: F401 - two are fixtures
+    BETTER,
     DAY,
     NOW,
     Clock,
@@ -231,3 +237,58 @@ def test_what_is_signed_and_not_published_is_not_dropped(hub, fresh, tmp_path): 
     SignedRepository(hub.directory).renew_online(NOW)
     assert hub.repository.pending() == []
     assert hub.repository.first_root() == (hub.repository.metadata_directory / "2.root.json").read_bytes()
+
+
+def elsewhere(hub, name, keys):  # noqa: F811
+    """Taken away, signed and brought back."""
+    return sign_blindly(hub.repository.waiting(name), keys)
+
+
+def test_signed_elsewhere_and_brought_back_one_after_the_other(hub, board):  # noqa: F811
+    first, second = hub.targets_keys
+    assert hub.sign(keys=[]).missing == {"targets": 2}
+    one, two = (elsewhere(hub, "release-1", [key]) for key in (first, second))
+    assert hub.repository.take_signatures(one, now=NOW).missing == {"targets": 1}
+    assert hub.repository.take_signatures(one, now=NOW).missing == {"targets": 1}
+    assert hub.repository.take_signatures(two, now=NOW).is_published
+    ask(board)
+    with pytest.raises(SigningError, match="no such change waits"):
+        hub.repository.take_signatures(two, now=NOW)
+
+
+def test_signatures_over_something_else_or_of_nobody_are_not_taken(hub):  # noqa: F811
+    hub.sign(keys=[])
+    signed = elsewhere(hub, "release-1", hub.root_keys)
+    assert hub.repository.take_signatures(signed, now=NOW).missing == {"targets": 2}
+    hub.repository.drop_pending("release-1")
+    hub.sign(keys=[], weights=BETTER)
+    with pytest.raises(SigningError, match="is not what waits here"):
+        hub.repository.take_signatures(signed, now=NOW)
+
+
+def test_a_forged_signature_does_not_take_the_place_of_a_real_one(hub, board):  # noqa: F811
+    first, second = hub.targets_keys
+    hub.sign(keys=[])
+    forged = elsewhere(hub, "release-1", [first])
+    targets = forged.metadata("targets")
+    targets.signatures[second.public_key.keyid] = Signature(
+        second.public_key.keyid, targets.signatures[first.public_key.keyid].signature
+    )
+    forged = msgspec.structs.replace(forged, roles={"targets": targets.to_bytes().decode()})
+    assert hub.repository.take_signatures(forged, now=NOW).missing == {"targets": 1}
+    assert hub.repository.take_signatures(elsewhere(hub, "release-1", [second]), now=NOW).is_published
+    ask(board)
+
+
+def test_who_signs_elsewhere_reads_what_would_hold(hub, fresh):  # noqa: F811
+    hub.sign(keys=[])
+    (said, online, graph, weights) = lines_of(hub.repository.waiting("release-1"))
+    assert said == "targets version 2, until 2031-05-01"
+    assert "may sign weights/*/*" in online
+    assert (graph[:20], weights[:21]) == ("  release 1: graphs/", "  release 1: weights/")
+    hub.repository.rotate_offline_keys("root", fresh, threshold=2, keys=[], now=NOW)
+    lines = lines_of(hub.repository.waiting("rotate-root"))
+    assert lines[0] == "root version 2, until 2031-05-01"
+    assert f"  root: 2 of {fresh[0].public_key.keyid[:12]}" in lines[1]
+    hub.repository.set_policy(Policy({"tiny": 3}), keys=[], now=NOW)
+    assert lines_of(hub.repository.waiting("floor"))[-1] == '  policy: {"security_floor":{"tiny":3}}'

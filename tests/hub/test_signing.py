@@ -490,8 +490,8 @@ def test_floors_are_set_and_shown_from_the_command_line(registry, offline, passp
     key = ("--key", str(offline / "targets-1.pem"), *passphrase)
     assert command(registry, "release", "floor", "show") == 0
     assert "no model has a floor" in capfd.readouterr().out
-    assert command(registry, "release", "floor", "2") == 14
-    assert "--key is needed" in capfd.readouterr().err
+    assert command(registry, "release", "floor", "2") == 0
+    assert "targets is signed by nobody, 1 missing" in capfd.readouterr().out
     assert command(registry, "release", "floor", "2", *key) == 0
     assert command(registry, "release", "floor", "show") == 0
     assert "tiny: boards refuse releases below 2" in capfd.readouterr().out
@@ -548,3 +548,28 @@ def test_somebody_makes_a_key_that_nobody_else_sees_and_it_signs(registry, offli
     assert command(registry, "keys", "sign", "rotate-targets", *sign) == 0
     assert command(registry, "release", "sign", "1", *sign) == 0
     assert "release 1: signed offline" in capfd.readouterr().out
+
+
+def test_a_release_is_signed_on_a_machine_that_has_no_hub(registry, offline, passphrase, capfd):
+    away = registry.parent / "stick/release-1.json"
+    away.parent.mkdir()
+    assert command(registry, "release", "sign", "1", "--offline") == 0
+    capfd.readouterr()
+    assert command(registry, "keys", "export", "release-1") == 0
+    away.write_text(capfd.readouterr().out)
+    assert main(["keys", "sign-file", str(away)]) == 0
+    assert "release 1: weights/tiny/" in capfd.readouterr().out
+    assert command(registry, "keys", "import", str(away)) == 0
+    assert "1 missing of" in capfd.readouterr().out
+    assert main(["keys", "sign-file", str(away), "--key", str(offline / "targets-1.pem"), *passphrase]) == 0
+    assert command(registry, "keys", "import", str(away)) == 0
+    assert "release-1: signed by enough, published" in capfd.readouterr().out
+    assert command(registry, "release", "sign", "1") == 0
+    assert command(registry, "keys", "export", "release-1") == 14
+    away.write_text("{")
+    assert main(["keys", "sign-file", str(away)]) == 14
+    assert "no change that waits can be read" in capfd.readouterr().err
+    assert acts(registry)[1:3] == [
+        ("keys.import", "keys release-1", "waits for 1 of targets"),
+        ("keys.import", "keys release-1", "published"),
+    ]

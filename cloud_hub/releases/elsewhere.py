@@ -1,0 +1,68 @@
+"""Signatures that are made on another machine, so that an offline key is never where the hub is. No I/O.
+
+A change that waits is taken there as a file, said in words, signed, and brought back to `take_signatures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from securesystemslib.signer import Signer
+from tuf.api.metadata import Root, Targets
+
+from cloud_hub.releases.changes import OFFLINE_ROLES, delegated_keys
+from cloud_hub.releases.pending import Pending
+from edge_cascade.signed_releases import CUSTOM, ONLINE_ROLE, POLICY_TARGET, PartNote
+
+
+def sign_blindly(pending: Pending, keys: Sequence[Signer]) -> Pending:
+    """Sign every role of a change with every key: which of them count is known where the root is.
+
+    Raises:
+        SigningError: when the change cannot be read.
+    """
+    roles = {}
+    for role in pending.roles:
+        metadata = pending.metadata(role)
+        for key in keys:
+            metadata.sign(key, append=True)
+        roles[role] = metadata.to_bytes().decode()
+    return msgspec.structs.replace(pending, roles=roles)
+
+
+def lines_of(pending: Pending) -> list[str]:
+    """What somebody who signs a change is to read first: all that would hold, by what is signed alone.
+
+    Raises:
+        SigningError: when it cannot be read.
+    """
+    lines = []
+    for role in (role for role in OFFLINE_ROLES if role in pending.roles):
+        signed = pending.metadata(role).signed
+        lines.append(f"{role} version {signed.version}, until {signed.expires:%Y-%m-%d}")
+        lines += _root_lines(signed) if isinstance(signed, Root) else _targets_lines(signed)
+    return [*lines, *(f"  policy: {blob}" for blob in pending.blobs)]
+
+
+def _root_lines(root: Root) -> list[str]:
+    return [
+        f"  {role}: {each.threshold} of {', '.join(keyid[:12] for keyid in each.keyids)}"
+        for role, each in root.roles.items()
+    ]
+
+
+def _targets_lines(targets: Targets) -> list[str]:
+    keys = ", ".join(keyid[:12] for keyid in delegated_keys(targets))
+    paths: Any = targets.delegations
+    allowed = paths.roles[ONLINE_ROLE].paths if paths is not None and paths.roles is not None else []
+    lines = [f"  {ONLINE_ROLE}: 1 of {keys or 'nobody'}, may sign {', '.join(allowed or []) or 'nothing'}"]
+    for name, target in sorted(targets.targets.items()):
+        digest = target.hashes.get("sha256", "")
+        if name == POLICY_TARGET:
+            lines.append(f"  {name}: sha256 {digest}")
+            continue
+        note = msgspec.convert(target.unrecognized_fields.get(CUSTOM), type=PartNote)
+        lines.append(f"  release {note.release}: {name}")
+    return lines
