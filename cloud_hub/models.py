@@ -36,7 +36,9 @@ class HubModel:
     """SHA-256 of the full model's file."""
     run: Run
     bundle: Bundle | None = field(default=None, repr=False, compare=False)
-    """The release in the fleet, where it was loaded from files."""
+    """What boards were installed with, where it was loaded from files."""
+    directory: Path | None = field(default=None, repr=False, compare=False)
+    """Where that bundle lies."""
 
     @property
     def shape(self) -> Shape:
@@ -103,7 +105,14 @@ def load_model(bundle: str, full: str | None) -> HubModel:
     except OSError as error:
         raise ModelError(f"model {bundle!r}: {error.filename}: {error.strerror}") from error
     return HubModel(
-        graph.model, graph.labels, graph.input_shape, graph.preprocess, digest.digest(), run, loaded
+        graph.model,
+        graph.labels,
+        graph.input_shape,
+        graph.preprocess,
+        digest.digest(),
+        run,
+        loaded,
+        directory,
     )
 
 

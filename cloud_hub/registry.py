@@ -21,9 +21,10 @@ from sqlalchemy import RowMapping
 
 from cloud_hub.builder.write import write_bundle
 from cloud_hub.candidates.outcome import Candidate, Figures, Lineage
+from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.errors import BuildError, StoreUnavailableError
 from cloud_hub.store.database import Database
-from cloud_hub.store.releases import ReleaseState, get_release, insert_release, registered_bundles
+from cloud_hub.store.releases import get_release, insert_release, registered_bundles
 from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, load_bundle
 from edge_cascade.durable import crash_point, sync_directory, write_durably
 from edge_cascade.errors import BundleError
@@ -36,6 +37,7 @@ RECORD: Final = "release.json"
 
 _LOCK: Final = ".lock"
 _FRESH: Final = ".new"
+_GONE: Final = ".gone"
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +134,23 @@ def register_bundle(
     return _register(database, bundle, record)
 
 
+def remove_release(state_dir: Path, bundle_id: str) -> None:
+    """Remove a release's folder; nothing is there in the next moment, whoever dies meanwhile.
+
+    Raises:
+        OSError: as it came.
+    """
+    releases = state_dir / RELEASES
+    with _held(releases):
+        gone = releases / f"{_GONE}.{bundle_id}"
+        try:
+            (releases / bundle_id).rename(gone)
+        except FileNotFoundError:
+            return
+        sync_directory(releases)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def recover_drafts(database: Database, state_dir: Path) -> list[Release]:
     """Register the bundles that a process wrote and did not live to register; those that it did.
 
@@ -213,7 +232,7 @@ def _held(releases: Path) -> Iterator[None]:
     descriptor = os.open(releases / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        for left in releases.glob(f"{_FRESH}.*"):
+        for left in (*releases.glob(f"{_FRESH}.*"), *releases.glob(f"{_GONE}.*")):
             shutil.rmtree(left, ignore_errors=True)
         yield
     finally:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from http import HTTPStatus
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
-import msgspec
 from aiohttp import web
 from msgspec import Meta, field
 
-from cloud_hub.admin.answering import json_response, read_query
+from cloud_hub.admin.answering import json_response, read_body, read_query
 from cloud_hub.admin.documents import MAX_PAGE
-from cloud_hub.admin.problems import ProblemError
 from cloud_hub.admin.route import TOKEN, Context, Handler, Route
 from cloud_hub.core.rollout.findings import HealthRules
 from cloud_hub.core.rollout.state import MAX_SCENE_S, SCENE_S, RolloutLimits
@@ -33,7 +30,6 @@ from cloud_hub.rollouts.start import start_rollout
 from cloud_hub.store.rollouts import labels_of
 
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,18}$", description="`next` of the page before")]
-HeardT = TypeVar("HeardT", bound=msgspec.Struct)
 
 
 class RolloutQuery(Heard, frozen=True):
@@ -108,7 +104,7 @@ async def _rollout(hub: Context, request: web.Request) -> web.Response:
 
 
 async def _start_rollout(hub: Context, request: web.Request) -> web.Response:
-    asked = await _read_body(request, StartRollout, '{"release": 5}')
+    asked = await read_body(request, StartRollout, '{"release": 5}')
     speaker, now_ms, parts = request[TOKEN].name, time.time_ns() // 1_000_000, hub.rollouts
     rollout = await hub.store.database.run_async(
         lambda c: start_rollout(
@@ -133,7 +129,7 @@ async def _start_rollout(hub: Context, request: web.Request) -> web.Response:
 def _ordering(kind: OrderKind) -> Handler:
     async def handle(hub: Context, request: web.Request) -> web.Response:
         name = _rollout_id(request)
-        asked = await _read_body(request, OrderRollout, '{"reason": "text"}')
+        asked = await read_body(request, OrderRollout, '{"reason": "text"}')
         speaker, now_ms = request[TOKEN].name, time.time_ns() // 1_000_000
         await hub.store.database.run_async(
             lambda c: order(c, name, kind, by=speaker, now_ms=now_ms, reason=asked.reason, wave=asked.wave)
@@ -164,19 +160,12 @@ async def _device_labels(hub: Context, request: web.Request) -> web.Response:
 
 async def _change_labels(hub: Context, request: web.Request) -> web.Response:
     device = request.match_info["device"]
-    asked = await _read_body(request, ChangeLabels, '{"labels": {"site": "hamburg", "line": null}}')
+    asked = await read_body(request, ChangeLabels, '{"labels": {"site": "hamburg", "line": null}}')
     speaker, now_ms = request[TOKEN].name, time.time_ns() // 1_000_000
     labels = await hub.store.database.run_async(
         lambda c: change_labels(c, device, asked.labels, by=speaker, now_ms=now_ms)
     )
     return json_response(DeviceLabels(device=device, labels=labels))
-
-
-async def _read_body(request: web.Request, kind: type[HeardT], example: str) -> HeardT:
-    try:
-        return msgspec.json.decode(await request.read() or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ProblemError(HTTPStatus.BAD_REQUEST, f"the body must be like {example}: {error}") from error
 
 
 def _rollout_id(request: web.Request) -> str:

@@ -51,7 +51,10 @@ class Service:
     ) -> None:
         self._context = Context(
             store,
-            ReleaseBlobs(store.state_dir),
+            ReleaseBlobs(
+                store.state_dir,
+                [model.directory for model in models.values() if model.directory is not None],
+            ),
             models,
             vitals,
             problems,

@@ -20,6 +20,7 @@ from cloud_hub.commands import database_of, print_json, shown_time
 from cloud_hub.config import add_config_argument, load_config
 from cloud_hub.errors import BuildError, CertificateError
 from cloud_hub.releases.release_commands import register as register_signing
+from cloud_hub.rollouts.release_commands import register as register_service
 from cloud_hub.store.beside import open_beside
 from cloud_hub.store.releases import get_release, list_releases
 
@@ -93,6 +94,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add.set_defaults(run=_add)
 
     register_signing(actions)
+    register_service(actions)
 
     for command in (train, listing, show, add):
         command.add_argument("--json", action="store_true", help="print JSON, and nothing else")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,14 +19,17 @@ from cloud_hub.registry import BUNDLE, RELEASES
 from cloud_hub.releases.layout import BLOBS
 from cloud_hub.rollouts.settings import TUF
 from edge_cascade.bundle import GRAPH, MANIFEST, WEIGHTS, WEIGHTS_BLOB
+from edge_cascade.durable import write_durably
 from edge_cascade.errors import ProtocolError
 from edge_cascade.manifest import FileEntry
 from edge_cascade.weights_delta import encode_weights
 
 log = logging.getLogger(__name__)
 
-MAX_DELTAS: Final = 32
-"""Differences that are kept in memory, the newest."""
+DELTAS: Final = "deltas"
+"""In the state directory: differences that were asked for, by the weights parts that they lead between."""
+MAX_DELTAS: Final = 64
+"""That are kept, those that were asked for last."""
 
 
 class _Files(msgspec.Struct, frozen=True):
@@ -36,14 +39,17 @@ class _Files(msgspec.Struct, frozen=True):
 class ReleaseBlobs:
     """Finds files in a state directory. Any thread may ask."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, shipped: Iterable[Path] = ()) -> None:
+        """`shipped`: the bundles that boards were installed with, which the first difference leads from."""
         self._releases = state_dir / RELEASES
         self._policies = state_dir / TUF / BLOBS
+        self._deltas = state_dir / DELTAS
+        self._shipped = tuple(shipped)
         self._gate = threading.Lock()
-        self._seen: frozenset[str] = frozenset()
+        self._seen: frozenset[str] | None = None
         self._paths: dict[str, Path] = {}
         self._weights: dict[str, Path] = {}
-        self._deltas: dict[tuple[str, str], bytes] = {}
+        self._making: dict[str, threading.Lock] = {}
 
     def find(self, sha256: str) -> Path | None:
         """Where the file of this digest lies, None where there is none."""
@@ -53,34 +59,58 @@ class ReleaseBlobs:
 
     def delta(self, held: str, wanted: str) -> bytes | None:
         """What leads from one weights part's blob to another's, by the parts' digests; None where nothing
-        does, or the whole blob is as short.
+        does, or the whole blob is as short. The first who asks waits until it is made.
         """
+        name = f"{held}.{wanted}"
         with self._gate:
             self._look_again()
-            if (held, wanted) not in self._deltas:
-                made = self._make_delta(held, wanted)
-                self._deltas = dict([*self._deltas.items(), ((held, wanted), made)][-MAX_DELTAS:])
-            return self._deltas[held, wanted] or None
+            before, after = self._weights.get(held), self._weights.get(wanted)
+            making = self._making.setdefault(name, threading.Lock())
+        if before is None or after is None or held == wanted:
+            return None
+        with making:
+            made = self._kept_delta(name)
+            if made is None:
+                made = _make_delta(before, after)
+                self._keep_delta(name, made)
+        with self._gate:
+            self._making.pop(name, None)
+        return made or None
 
-    def _make_delta(self, held: str, wanted: str) -> bytes:
-        paths = self._weights.get(held), self._weights.get(wanted)
-        if None in paths or held == wanted:
-            return b""
+    def weights_parts(self) -> frozenset[str]:
+        """The digests of the weights parts that are here."""
+        with self._gate:
+            self._look_again()
+            return frozenset(self._weights)
+
+    def _kept_delta(self, name: str) -> bytes | None:
+        path = self._deltas / name
         try:
-            before, after = (path.read_bytes() for path in paths if path is not None)
-            made = encode_weights(before, after)
-        except (OSError, ProtocolError) as error:
-            log.warning("no difference of weights held=%s wanted=%s reason=%s", held[:12], wanted[:12], error)
-            return b""
-        return made if len(made) < len(after) else b""
+            content = path.read_bytes()
+            # What is asked for stays.
+            path.touch()
+        except OSError:
+            return None
+        return content
+
+    def _keep_delta(self, name: str, content: bytes) -> None:
+        """An empty file says that the whole blob is as short."""
+        try:
+            self._deltas.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_durably(self._deltas / name, content)
+            kept = sorted(self._deltas.glob("[0-9a-f]*"), key=_asked_at, reverse=True)
+            for path in kept[MAX_DELTAS:]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("difference of weights not kept, it is made anew each time: %s", error)
 
     def _look_again(self) -> None:
         """Read the manifests of releases that came or went since."""
         names = frozenset(path.parent.name for path in self._releases.glob(f"[0-9a-f]*/{BUNDLE}"))
         if names != self._seen:
             self._paths, self._weights = {}, {}
-            for name in names:
-                for sha256, path in self._files_of(self._releases / name / BUNDLE):
+            for directory in (*self._shipped, *(self._releases / name / BUNDLE for name in sorted(names))):
+                for sha256, path in self._files_of(directory):
                     self._paths[sha256] = path
             self._seen = names
         # A policy's file is named by its digest.
@@ -102,3 +132,32 @@ class ReleaseBlobs:
                     yield entry.sha256, bundle / part / name
             if part == WEIGHTS:
                 self._weights[digest] = bundle / part / WEIGHTS_BLOB
+
+
+def prune_deltas(state_dir: Path) -> None:
+    """Remove the differences that lead to releases that are gone.
+
+    Raises:
+        OSError: as it came.
+    """
+    known = ReleaseBlobs(state_dir).weights_parts()
+    for path in (state_dir / DELTAS).glob("[0-9a-f]*"):
+        if path.name.partition(".")[2] not in known:
+            path.unlink(missing_ok=True)
+
+
+def _make_delta(before: Path, after: Path) -> bytes:
+    try:
+        wanted = after.read_bytes()
+        made = encode_weights(before.read_bytes(), wanted)
+    except (OSError, ProtocolError) as error:
+        log.warning("no difference of weights from=%s to=%s reason=%s", before, after, error)
+        return b""
+    return made if len(made) < len(wanted) else b""
+
+
+def _asked_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloud_hub.commands import database_of, print_json, shown_time
+from cloud_hub.commands import database_of, parse_label, print_json, shown_time
 from cloud_hub.config import add_config_argument, load_config
-from cloud_hub.errors import RolloutError
 
 if TYPE_CHECKING:
     from cloud_hub.rollouts.figures import Rollout, RolloutDetail
@@ -46,7 +45,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="[[waves]], [limits], [health] and scene_s, TOML or JSON; default: 1, 10 %%, 50 %%, all",
     )
     start.add_argument(
-        "--group", type=_label, action="append", default=[], metavar="KEY=VALUE",
+        "--group", type=parse_label, action="append", default=[], metavar="KEY=VALUE",
         help="only boards with this label; may be given more than once",
     )  # fmt: skip
     start.add_argument(
@@ -61,7 +60,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     label = actions.add_parser("label", help="set a board's labels, by which groups and waves are chosen")
     label.add_argument("device", help="the board's name")
     label.add_argument(
-        "labels", nargs="*", type=_label, metavar="KEY=VALUE", help="an empty value takes it away"
+        "labels", nargs="*", type=parse_label, metavar="KEY=VALUE", help="an empty value takes it away"
     )
     label.set_defaults(run=_set_labels)
     acts = subparsers.add_parser("acts", help="who did what to releases and rollouts, the newest first")
@@ -222,15 +221,6 @@ def _wave(rollout: Rollout) -> str:
 
 def _group(rollout: Rollout) -> str:
     return " ".join(f"{key}={value}" for key, value in rollout.group.items()) or "all"
-
-
-def _label(text: str) -> tuple[str, str]:
-    from cloud_hub.rollouts.labels import read_label
-
-    try:
-        return read_label(text)
-    except RolloutError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _number(text: str) -> int:

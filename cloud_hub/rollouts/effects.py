@@ -9,11 +9,19 @@ from typing import assert_never
 
 from sqlalchemy import Connection
 
-from cloud_hub.core.rollout.events import AskApproval, Effect, MarkRelease, Offer, Sample, TakeBack
+from cloud_hub.core.rollout.events import (
+    AskApproval,
+    Effect,
+    MarkRelease,
+    Offer,
+    ReleaseState,
+    Sample,
+    TakeBack,
+)
 from cloud_hub.core.rollout.state import RolloutState
 from cloud_hub.store.acts import BY_RULES, is_noted, note_act
 from cloud_hub.store.desired import desire
-from cloud_hub.store.rollouts import mark_release, out_of_service
+from cloud_hub.store.rollouts import mark_release, out_of_service, settle_live
 from edge_cascade.messages import SHIPPED
 
 log = logging.getLogger(__name__)
@@ -56,7 +64,12 @@ def carry_out(
                 _ask(connection, rollout, wave, now_ms=now_ms)
             case _:
                 assert_never(effect)
-    return desire(connection, rollout.model, wanted) if wanted else frozenset()
+    told = desire(connection, rollout.model, wanted) if wanted else frozenset()
+    marked = [each for each in effects if isinstance(each, MarkRelease)]
+    if marked:
+        is_live = marked[-1].state is ReleaseState.LIVE
+        settle_live(connection, rollout.model, int(marked[-1].release) if is_live else None)
+    return told
 
 
 def _ask(connection: Connection, rollout: RolloutState, wave: int, *, now_ms: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, func, select
 
 from cloud_hub.core.rollout.state import SCENE_S
 from cloud_hub.store import schema
@@ -47,6 +47,12 @@ def desire(
 def desired_devices(connection: Connection) -> list[str]:
     """Every board of which anything is desired."""
     return list(connection.execute(select(_desired.c.device).distinct()).scalars())
+
+
+def boards_to_run(connection: Connection, model: str, release: int) -> int:
+    """How many boards are to run a release."""
+    query = select(func.count()).where(_desired.c.model == model, _desired.c.release == str(release))
+    return connection.execute(query).scalar_one()
 
 
 def desired_states(connection: Connection, devices: Collection[str]) -> dict[str, DesiredState]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select, update
@@ -13,16 +12,6 @@ from cloud_hub.store import schema
 
 _releases = schema.releases
 _marks = schema.holdout_marks
-
-
-class ReleaseState(StrEnum):
-    """Where a release stands."""
-
-    DRAFT = "draft"
-    CANARY = "canary"
-    LIVE = "live"
-    HALTED = "halted"
-    RETIRED = "retired"
 
 
 def insert_release(connection: Connection, values: Mapping[str, Any]) -> int:

@@ -23,14 +23,22 @@ _desired = schema.desired
 _reports = schema.swap_reports
 
 _LEADS_TO: Final = {
-    ReleaseState.DRAFT: (ReleaseState.HALTED,),
+    # A rollout that starts takes up again what was halted or went by.
+    ReleaseState.DRAFT: (ReleaseState.HALTED, ReleaseState.SUPERSEDED),
     ReleaseState.CANARY: (ReleaseState.DRAFT,),
     ReleaseState.LIVE: (ReleaseState.DRAFT, ReleaseState.CANARY),
-    ReleaseState.HALTED: (ReleaseState.DRAFT, ReleaseState.CANARY, ReleaseState.LIVE),
+    ReleaseState.SUPERSEDED: (ReleaseState.LIVE,),
+    ReleaseState.HALTED: (
+        ReleaseState.DRAFT,
+        ReleaseState.CANARY,
+        ReleaseState.LIVE,
+        ReleaseState.SUPERSEDED,
+    ),
     ReleaseState.RETIRED: (
         ReleaseState.DRAFT,
         ReleaseState.CANARY,
         ReleaseState.LIVE,
+        ReleaseState.SUPERSEDED,
         ReleaseState.HALTED,
     ),
 }
@@ -310,6 +318,28 @@ def mark_release(connection: Connection, release_id: int, state: ReleaseState) -
         .values(state=state.value)
     )
     return changed.rowcount == 1
+
+
+def settle_live(connection: Connection, model: str, newest: int | None) -> None:
+    """After boards were given something else: what none is to run any more is superseded, and what was and is
+    wanted again is live. `newest`: a release that has just become live, whether or not there are boards.
+    """
+    table = schema.releases
+    desired = select(_desired.c.release).where(_desired.c.model == model, _desired.c.release != SHIPPED)
+    wanted = {int(number) for number in connection.execute(desired.distinct()).scalars()}
+    rows = connection.execute(
+        select(table.c.id, table.c.state).where(
+            table.c.model == model,
+            table.c.state.in_([ReleaseState.LIVE.value, ReleaseState.SUPERSEDED.value]),
+        )
+    ).all()
+    for number, state in rows:
+        now = ReleaseState.LIVE if number in wanted or number == newest else ReleaseState.SUPERSEDED
+        if now is ReleaseState.SUPERSEDED and newest is None:
+            # Boards were taken back: the one before them all stays what new boards are compared with.
+            continue
+        if now.value != state:
+            connection.execute(update(table).where(table.c.id == number).values(state=now.value))
 
 
 def out_of_service(connection: Connection, releases: Collection[str]) -> frozenset[str]:

@@ -339,7 +339,7 @@ releases = Table(
     Column("bundle", LargeBinary(32), nullable=False, unique=True),
     Column("graph", LargeBinary(32), nullable=False),
     Column("weights", LargeBinary(32), nullable=False),
-    # See `store.releases.ReleaseState`.
+    # See `core.rollout.events.ReleaseState`.
     Column("state", String(16), nullable=False),
     # The series of rounds that it was made by, null where boards took no part.
     Column("series", RowId, unique=True),

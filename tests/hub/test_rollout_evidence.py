@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from sqlalchemy import insert
 
+from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.core.rollout.findings import Metric, Worse
 from cloud_hub.core.rollout.judge import NO_REFERENCE, Pairs, Scene, decide_drift
 from cloud_hub.core.rollout.rollout import begin
@@ -24,7 +25,7 @@ from cloud_hub.rollouts import evidence as evidence_module
 from cloud_hub.rollouts.answers import BundleAnswers
 from cloud_hub.rollouts.evidence import StoreEvidence, _count_audits
 from cloud_hub.store import schema
-from cloud_hub.store.releases import ReleaseState, insert_release
+from cloud_hub.store.releases import insert_release
 from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import Answered, insert_answers, label_case, pending_cases
 from edge_cascade.ladder import Ladder

@@ -137,6 +137,8 @@ class ReleaseState(StrEnum):
     DRAFT = "draft"
     CANARY = "canary"
     LIVE = "live"
+    SUPERSEDED = "superseded"
+    """Was live, and no board is to run it any more; boards may be taken back to it."""
     HALTED = "halted"
     RETIRED = "retired"
 

@@ -1,0 +1,96 @@
+"""Removes the files of releases that nobody needs any more. Who acted, and on what, is written down.
+
+A release is retired before its files go, in the transaction that found that nothing points at it: so no
+rollout can begin with it in between, and whoever is killed there leaves files that the next call removes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection
+
+from cloud_hub.core.collecting import CollectRules, Held, select_collectable
+from cloud_hub.core.rollout.events import ReleaseState
+from cloud_hub.errors import StoreUnavailableError
+from cloud_hub.registry import release_directory, remove_release
+from cloud_hub.releases.blobs import prune_deltas
+from cloud_hub.store.acts import note_act
+from cloud_hub.store.database import Database
+from cloud_hub.store.rollouts import mark_release
+from cloud_hub.store.uses import registered, uses_of
+from edge_cascade.durable import crash_point
+
+log = logging.getLogger(__name__)
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """A release whose files went, or would; `state` is what it was before, `size_bytes` what they take."""
+
+    id: int
+    model: str
+    bundle: str
+    state: str
+    size_bytes: int
+
+
+def collect(
+    database: Database,
+    state_dir: Path,
+    rules: CollectRules,
+    *,
+    by: str,
+    now_ms: int,
+    dry_run: bool = False,
+) -> list[Collected]:
+    """Retire and remove what nobody needs; with `dry_run` only say what that would be.
+
+    Raises:
+        StoreUnavailableError: files that cannot be removed, or the database is away; ask again.
+    """
+
+    def choose(connection: Connection) -> list[Held]:
+        here = [each for each in registered(connection) if release_directory(state_dir, each.bundle).exists()]
+        found = select_collectable(here, uses_of(connection), rules, now_s=now_ms / 1000)
+        for release in () if dry_run else found:
+            if mark_release(connection, release.id, ReleaseState.RETIRED):
+                note_act(
+                    connection,
+                    by,
+                    "release.collect",
+                    f"release {release.id}",
+                    f"was {release.state}",
+                    now_ms=now_ms,
+                )
+        return found
+
+    found = database.run(choose)
+    crash_point("hub.release-retired")
+    collected = [_measured(state_dir, release) for release in found]
+    if not dry_run:
+        _remove(state_dir, found)
+    return collected
+
+
+def _measured(state_dir: Path, release: Held) -> Collected:
+    directory = release_directory(state_dir, release.bundle)
+    return Collected(
+        id=release.id,
+        model=release.model,
+        bundle=release.bundle,
+        state=release.state.value,
+        size_bytes=sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
+    )
+
+
+def _remove(state_dir: Path, releases: Iterable[Held]) -> None:
+    try:
+        for release in releases:
+            remove_release(state_dir, release.bundle)
+            log.info("release collected id=%d bundle=%s", release.id, release.bundle)
+        prune_deltas(state_dir)
+    except OSError as error:
+        raise StoreUnavailableError(f"releases: {error.strerror or error} ({error.filename})") from error
