@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from safetensors.numpy import load
 from sqlalchemy import RowMapping
 
+from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.errors import SigningError
 from cloud_hub.registry import release_directory
 from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.store.acts import note_act
 from cloud_hub.store.database import Database
-from cloud_hub.store.releases import ReleaseState, get_release
+from cloud_hub.store.releases import get_release
 from edge_cascade.bounds import Tensors, bounds_problems, norms_around
 from edge_cascade.bundle import GRAPH, MANIFEST, WEIGHTS, WEIGHTS_BLOB, Bundle, load_bundle
 from edge_cascade.errors import BundleError
