@@ -1,3 +1,5 @@
+import math
+
 import msgspec
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from edge_cascade.bounds import bounds_problems, norms_around
 from edge_cascade.bundle import load_bundle
 from edge_cascade.manifest import Bounds, Norms
 from edge_cascade.shipped import find_bundle
+from tests.bundles import build
 
 BUNDLE = load_bundle(find_bundle("digits"))
 WEIGHTS = {
@@ -132,6 +135,19 @@ def test_whatever_the_shapes_are_it_answers_and_bounds_around_it_hold(shape, sca
     }
     said = problems(tensors=tensors)
     assert said or not problems(tensors=tensors, norms=norms_around(tensors))
+
+
+def test_a_bundle_is_built_with_norms_around_its_weights(tmp_path):
+    bundle = load_bundle(build(tmp_path) / "bundle")
+    tensors = {
+        f"{precision}/{name}": array
+        for (_, precision), stage in bundle.stage_models.items()
+        for name, array in stage.weights.items()
+    }
+    assert bundle.graph.bounds.norms == norms_around(tensors)
+    assert bounds_problems(bundle.graph, bundle.weights, tensors) == []
+    # Of numbers that another machine adds up in another order they are the same.
+    assert all(math.log2(norm).is_integer() for norm in bundle.graph.bounds.norms.each.values())
 
 
 def test_bounds_at_their_defaults_are_written_as_before_there_were_any():

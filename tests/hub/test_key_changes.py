@@ -18,7 +18,7 @@ from cloud_hub.releases.keys import make_key
 from cloud_hub.releases.metadata import MetadataFiles
 from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.releases.status import keys_status
-from edge_cascade.signed_releases import Policy
+from edge_cascade.signed_releases import Policy, weights_target
 from edge_daemon.errors import RefusedError
 from edge_daemon.releases.trust import Trust
 from tests.hub.test_signing import (  # noqa: F401 - two are fixtures
@@ -29,6 +29,7 @@ from tests.hub.test_signing import (  # noqa: F401 - two are fixtures
     ask,
     board,
     hub,
+    sha256,
 )
 
 
@@ -199,6 +200,35 @@ def test_killed_between_any_two_files_a_rotation_is_carried_out_by_whoever_comes
     with pytest.raises(SigningError, match="is none of"):
         hub.repository.renew_offline(role, keys=old, now=NOW)
     assert hub.repository.renew_offline(role, keys=new, now=NOW).is_published
+    ask(board)
+
+
+_REVOKE = (
+    "import sys, datetime, pathlib; from cloud_hub.releases.keys import read_key;"
+    "from cloud_hub.releases.repository import SignedRepository;"
+    "d = pathlib.Path(sys.argv[1]); keys = [read_key(d / f'offline/{n}.pem', b'secret') for n in (2, 3)];"
+    "SignedRepository(d / 'tuf').revoke('2', [sys.argv[2]], keys=keys,"
+    "now=datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC))"
+)
+
+
+@pytest.mark.parametrize("write", range(1, 7))
+def test_killed_between_any_two_files_a_revocation_holds(hub, board, write):  # noqa: F811
+    hub.sign()
+    hub.sign_online()
+    ask(board, BETTER)
+    # The change, weights, targets, snapshot, timestamp.
+    done = subprocess.run(
+        [sys.executable, "-c", _REVOKE, str(hub.directory.parent), weights_target("tiny", sha256(BETTER))],
+        env=os.environ | {"EDGE_CRASH_AT": f"durable.after-rename:{write}"},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == (-9 if write <= 5 else 0)
+    ask(board)
+    hub.repository.renew_online(NOW)
+    with pytest.raises(RefusedError, match="signed by nobody"):
+        ask(board, BETTER)
     ask(board)
 
 

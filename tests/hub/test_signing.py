@@ -34,10 +34,11 @@ from edge_daemon.errors import RefusedError
 from edge_daemon.releases.http_fetch import StatusError
 from edge_daemon.releases.trust import Trust
 from tests.bundles import build
-from tests.cascade.test_bundle import rewrite
+from tests.cascade.test_bundle import rewrite, rewrite_weights
 
 NOW = datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
+LOUD = "int8/stage1.conv0.weight_scale"
 GRAPH, WEIGHTS, BETTER = b'{"a graph": 1}', b'{"weights": 1}', b'{"weights": 2}'
 
 
@@ -363,7 +364,7 @@ def test_a_repository_is_begun_once_and_with_enough_keys(hub, tmp_path):
 
 @pytest.fixture
 def registry(tmp_path):
-    """A hub's configuration, with two releases: a bundle, and one that accepts everything."""
+    """A hub's configuration, with three releases: a bundle, one that accepts everything, and a loud one."""
     config = tmp_path / "hub.toml"
     state_dir = tmp_path / "state"
     config.write_text(f'[hub]\nstate_dir = "{state_dir}"\n')
@@ -371,8 +372,10 @@ def registry(tmp_path):
     bundle_dir = build(tmp_path / "built") / "bundle"
     greedy_dir = shutil.copytree(bundle_dir, tmp_path / "greedy")
     rewrite(greedy_dir / "weights", accept_all)
+    loud_dir = shutil.copytree(bundle_dir, tmp_path / "loud")
+    rewrite_weights(loud_dir, lambda tensors: tensors.update({LOUD: tensors[LOUD] * 100}))
     with Database(database_url(state_dir, None)) as database:
-        for number, directory in enumerate((bundle_dir, greedy_dir)):
+        for number, directory in enumerate((bundle_dir, greedy_dir, loud_dir)):
             bundle = load_bundle(directory)
             place = release_directory(state_dir, bundle.bundle_id)
             place.parent.mkdir(parents=True)
@@ -432,6 +435,8 @@ def test_keys_are_made_and_releases_signed_from_the_command_line(registry, passp
     assert command(registry, "release", "sign", "1", "--key", key, *passphrase) == 0
     assert command(registry, "release", "sign", "2") == 14
     assert "leaves the bounds of its graph: plan" in capfd.readouterr().err
+    assert command(registry, "release", "sign", "3") == 14
+    assert f"the norm of {LOUD} is" in capfd.readouterr().err
     assert command(registry, "release", "sign", "1") == 0
     capfd.readouterr()
     assert command(registry, "keys", "root") == 0
