@@ -121,9 +121,9 @@ def edge_network(channels=1):
 
 def fitted(network, x, y):
     """Random parameters, with every head fitted to normalised samples by least squares."""
-    head = (Flatten(), Dense(CLASSES))
+    head = (Flatten(), Dense(network.classes))
     # One stage more, so that the last stage's features are an output too; its parameters go unused.
-    longer = Network(network.input_shape, CLASSES, (*network.stages, Stage((Relu(),), head)))
+    longer = Network(network.input_shape, network.classes, (*network.stages, Stage((Relu(),), head)))
     made = initial_parameters(longer, np.random.default_rng(1))
     names = [features_name(stage) for stage in range(len(network.stages))]
     for index, features in enumerate(run_for(export_staged(longer, made).model, x, names)):
@@ -132,7 +132,7 @@ def fitted(network, x, y):
             cells = features.reshape(*features.shape[:2], 2, 2, 2, 2).mean(axis=(3, 5))
         given = np.hstack([cells.reshape(len(x), -1), np.ones((len(x), 1))])
         ridge = 1e-2 * len(x) * np.eye(given.shape[1])
-        solved = np.linalg.solve(given.T @ given + ridge, given.T @ (8.0 * np.eye(CLASSES)[y] - 2.0))
+        solved = np.linalg.solve(given.T @ given + ridge, given.T @ (8.0 * np.eye(network.classes)[y] - 2.0))
         made[f"exit{index}.dense0.weight"] = solved[:-1].T.astype(np.float32)
         made[f"exit{index}.dense0.bias"] = solved[-1].astype(np.float32)
     return {name: array for name, array in made.items() if f"{len(network.stages)}." not in name[:7]}
@@ -194,7 +194,7 @@ def brought(*, channels=1, channels_last=False):
 def built():
     """The directory of a finished build of three plans, made once. Not to be changed."""
     ours, out = brought(), _kept_directory() / "digit-like"
-    with _without_plots():
+    with without_plots():
         build(
             make_request(
                 {
@@ -221,12 +221,12 @@ def _kept_directory():
 
 def run_hub(*arguments):
     """`cloud-hub` with these arguments, its cards without plots, which take longer than all the rest."""
-    with _without_plots():
+    with without_plots():
         return main([str(argument) for argument in arguments])
 
 
 @contextmanager
-def _without_plots():
+def without_plots():
     name = "cloud_hub.builder.reports.card_plots"
     before = sys.modules.get(name)
     sys.modules[name] = None

@@ -53,10 +53,10 @@ def token(store, tmp_path):
 
 
 @contextmanager
-def listening(store, certificate=None):
+def listening(store, certificate=None, *, models=None):
     """A service on a loop of its own; its port."""
     vitals = Vitals(True, 0, 0, (), 0, True)
-    service = Service(store, {}, vitals=lambda: vitals, problems=list, on_labelled=lambda _: None)
+    service = Service(store, models or {}, vitals=lambda: vitals, problems=list, on_labelled=lambda _: None)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
