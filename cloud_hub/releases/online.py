@@ -57,6 +57,24 @@ class OnlineRoles:
         path = self._directory / NEXT_KEY
         return read_key(path, None) if path.exists() else make_key(path, None)
 
+    def forget_next_key(self) -> None:
+        """Throw away the key of a rotation that is given up: the next one makes another.
+
+        Raises:
+            SigningError: when it cannot be read or removed.
+        """
+        path = self._directory / NEXT_KEY
+        if not path.exists():
+            return
+        keyid = read_key(path, None).public_key.keyid
+        if any(keyid in self._keys_of(role) for role in (Timestamp.type, ONLINE_ROLE)):
+            return
+        try:
+            path.unlink()
+            sync_directory(path.parent)
+        except OSError as error:
+            raise SigningError(f"{path}: {error.strerror or error}") from error
+
     def write(self, signed: Signed, role: str, keys: Sequence[Signer]) -> None:
         """Sign and write one version of a role.
 

@@ -66,6 +66,7 @@ from edge_cascade.signed_releases import (
 )
 
 RENEW_WEIGHTS_BEFORE: Final = timedelta(days=30)
+_ROTATE_ONLINE: Final = "rotate-online"
 
 
 class SignedRepository:
@@ -181,7 +182,7 @@ class SignedRepository:
         """
         with self._files.held():
             fresh = self._roles.next_key()
-        return self.change("rotate-online", trust_online(fresh.public_key), keys, now)
+        return self.change(_ROTATE_ONLINE, trust_online(fresh.public_key), keys, now)
 
     def check_rotation(
         self, role: str, *, new_keys: int, threshold: int, keep: Sequence[str], keys: Sequence[Signer]
@@ -298,6 +299,9 @@ class SignedRepository:
             if self._is_sealed(name):
                 raise SigningError(f"pending {name}: is signed already, and published at the next signature")
             self._pending.drop(name)
+            if name == _ROTATE_ONLINE:
+                # It has lain on the hub all the while: whoever was there may have it.
+                self._roles.forget_next_key()
 
     def pending(self) -> list[tuple[Pending, Progress, bool]]:
         """The changes that wait, how far each has come, and whether another one made it stale.

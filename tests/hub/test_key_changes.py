@@ -16,6 +16,7 @@ from cloud_hub.errors import SigningError
 from cloud_hub.releases.elsewhere import lines_of, sign_blindly
 from cloud_hub.releases.keys import make_key
 from cloud_hub.releases.metadata import MetadataFiles
+from cloud_hub.releases.online import NEXT_KEY, ONLINE_KEY
 from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.releases.status import keys_status
 from edge_cascade.signed_releases import Policy, weights_target
@@ -251,6 +252,17 @@ def test_killed_before_the_last_signature_counts_nothing_has_happened(hub, board
     with pytest.raises(RefusedError, match="signed by nobody"):
         ask(board)
     assert hub.sign(keys=hub.targets_keys[1:]).is_published
+    ask(board)
+
+
+def test_a_rotation_that_is_given_up_takes_its_key_with_it(hub, board):  # noqa: F811
+    hub.sign()
+    hub.repository.rotate_online_key(keys=[], now=NOW)
+    seen = (hub.directory / NEXT_KEY).read_bytes()
+    hub.repository.drop_pending("rotate-online")
+    assert not (hub.directory / NEXT_KEY).exists()
+    assert hub.repository.rotate_online_key(keys=hub.keys, now=NOW).is_published
+    assert (hub.directory / ONLINE_KEY).read_bytes() != seen
     ask(board)
 
 
