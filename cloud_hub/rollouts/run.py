@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias
 
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from cloud_hub.core.rollout.events import (
@@ -33,6 +34,7 @@ from cloud_hub.rollouts.ports import Evidence
 from cloud_hub.store.database import Database
 from cloud_hub.store.rollouts import RolloutRow, save_rollout
 from edge_cascade.durable import crash_point
+from edge_cascade.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +44,21 @@ MAX_EVENTS_PER_TURN = 500
 
 
 @dataclass(frozen=True, slots=True)
+class Quality:
+    """All pairs, and whether those of the boards are like those of the hub."""
+
+    pairs: Pairs
+    drift: DriftHint
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
-    """What was measured, asked while this wave (its index) was open."""
+    """What was measured, asked while this wave (its index) was open; `quality` may be why it is not known."""
 
     wave: int
     asked_s: float
-    pairs: Pairs
+    quality: Quality | HubError
     health: Health
-    drift: DriftHint
 
 
 Submit: TypeAlias = Callable[[Callable[[], Look]], "Future[Look]"]
@@ -181,7 +190,7 @@ class RolloutRun:
             # Nothing is widened for want of evidence; what is wrong with it must not hold up a kill.
             fault = None if isinstance(error, HubError) else error
             log.warning("no evidence rollout=%s reason=%s", self.state.id, error, exc_info=fault)
-            return frozenset()
+            return self._take(_unjudged(self.state, error), [], now_s=now_s)
         return self._hear(done.result(), now_s=now_s)
 
     def _is_look_due(self, now_s: float) -> bool:
@@ -198,29 +207,46 @@ class RolloutRun:
     def _hear(self, look: Look, *, now_s: float) -> frozenset[str]:
         if look.wave != self.state.wave:
             return frozenset()
-        state, effects = self.state, list[Effect]()
-        if look.drift.is_suspicious:
-            what = (
-                f"{_DRIFT}: bundles differ on {look.drift.on_board:.2%} of their inputs, "
-                f"on {look.drift.in_hub:.2%} of the audits"
-            )
-            if not any(entry.what.startswith(_DRIFT) for entry in state.history):
-                state = noted(state, now_s, what)
-        quality = Judged(decide_quality(look.pairs, rules_of(state, self._rules)))
+        state, effects, events = self.state, list[Effect](), list[tuple[Event, float]]()
+        if isinstance(look.quality, HubError):
+            log.warning("no evidence of quality rollout=%s reason=%s", state.id, look.quality)
+            state = _unjudged(state, look.quality)
+        else:
+            state = _with_drift(state, look.quality.drift, now_s)
+            judgement = decide_quality(look.quality.pairs, rules_of(state, self._rules))
+            events.append((Judged(judgement), now_s))
         # Health is of the moment in which it was measured: what was still soaking then has not soaked.
-        for event, at_s in ((quality, now_s), (HealthJudged(look.health), look.asked_s), (Tick(), now_s)):
+        events += [(HealthJudged(look.health), look.asked_s), (Tick(), now_s)]
+        for event, at_s in events:
             state, more = next_state(state, event, now_s=at_s)
             effects += more
         return self._take(state, effects, now_s=now_s)
 
 
+def _with_drift(state: RolloutState, drift: DriftHint, now_s: float) -> RolloutState:
+    if not drift.is_suspicious or any(entry.what.startswith(_DRIFT) for entry in state.history):
+        return state
+    what = (
+        f"{_DRIFT}: bundles differ on {drift.on_board:.2%} of their inputs, "
+        f"on {drift.in_hub:.2%} of the audits"
+    )
+    return noted(state, now_s, what)
+
+
+def _unjudged(state: RolloutState, error: BaseException) -> RolloutState:
+    """So that whoever looks at the rollout sees why it does not go on."""
+    if state.quality_passed:
+        return state
+    return replace(state, quality_said=f"cannot be judged: {first_line(error)}")
+
+
 def _measure(evidence: Callable[[], Evidence], row: RolloutRow, state: RolloutState, asked_s: float) -> Look:
     measured = evidence()
-    shadowed, audited = measured.pairs(state, cases_after=row.cases_after, scenes_after=row.scenes_after)
-    return Look(
-        state.wave,
-        asked_s,
-        shadowed + audited,
-        measured.health(state, asked_s),
-        decide_drift(shadowed, audited),
-    )
+    quality: Quality | HubError
+    try:
+        shadowed, audited = measured.pairs(state, cases_after=row.cases_after, scenes_after=row.scenes_after)
+        quality = Quality(shadowed + audited, decide_drift(shadowed, audited))
+    except HubError as error:
+        # Boards may be sick all the same.
+        quality = error
+    return Look(state.wave, asked_s, quality, measured.health(state, asked_s))

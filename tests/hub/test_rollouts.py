@@ -480,9 +480,19 @@ def test_what_was_measured_badly_widens_nothing_and_holds_up_no_kill(fleet):
     fleet.evidence.error = StoreUnavailableError("no audits can be read")
     fleet.go_on(500)
     assert len(offered(fleet)) == 1
+    assert fleet.state(rollout).quality_said == "cannot be judged: no audits can be read"
     fleet.order(rollout, "kill")
     fleet.turn(1)
     assert offered(fleet) == set()
+
+
+def test_boards_that_get_sick_halt_also_where_quality_cannot_be_judged(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.evidence.error = StoreUnavailableError("no audits can be read")
+    fleet.evidence.how_well = Health((Worse(Metric.MEMORY, 2.0, 1.3, 1),))
+    fleet.go_on(200)
+    assert fleet.state(rollout).phase is Phase.HALTED
 
 
 def test_evidence_is_asked_for_now_and_then_and_at_the_end_of_the_soak(store):
