@@ -22,7 +22,7 @@ from sqlalchemy import RowMapping
 from cloud_hub.builder.write import write_bundle
 from cloud_hub.candidates.outcome import Candidate, Figures, Lineage
 from cloud_hub.core.rollout.events import ReleaseState
-from cloud_hub.errors import BuildError, StoreUnavailableError
+from cloud_hub.errors import BuildError, StoreError, StoreUnavailableError
 from cloud_hub.store.database import Database
 from cloud_hub.store.releases import get_release, insert_release, registered_bundles
 from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, load_bundle
@@ -65,7 +65,16 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def release_of(row: RowMapping) -> Release:
-    """A row as a value."""
+    """A row as a value.
+
+    Raises:
+        StoreError: naming the release, when what is kept of it is not what was written.
+    """
+    try:
+        lineage = msgspec.json.decode(row["lineage"], type=Lineage)
+        figures = msgspec.json.decode(row["figures"], type=Figures)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StoreError(f"release {row['id']}: what is kept of it cannot be read: {error}") from error
     return Release(
         id=row["id"],
         model=row["model"],
@@ -73,8 +82,8 @@ def release_of(row: RowMapping) -> Release:
         graph=row["graph"].hex(),
         weights=row["weights"].hex(),
         state=row["state"],
-        lineage=msgspec.json.decode(row["lineage"], type=Lineage),
-        figures=msgspec.json.decode(row["figures"], type=Figures),
+        lineage=lineage,
+        figures=figures,
         created_at_ms=row["created_at_ms"],
         created_by=row["created_by"],
     )

@@ -164,7 +164,7 @@ RELEASE_ROUTES: Final[tuple[Route, ...]] = (
         "releases", RetiredRelease, body=Reason, path_parameters=("id",), errors=(400, 404, 409, 413),
     ),
     Route(
-        "POST", "/v1/releases/collect", _collect, "admin", "Remove the files of releases that nobody needs",
+        "POST", "/v1/registry/collect", _collect, "admin", "Remove the files of releases that nobody needs",
         "releases", CollectedReleases, body=Collect, errors=(400, 413),
     ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from cloud_hub.commands import database_of, print_json, shown_time
 from cloud_hub.config import add_config_argument, load_config
-from cloud_hub.errors import BuildError, CertificateError
+from cloud_hub.errors import BuildError, CertificateError, StoreError
 from cloud_hub.releases.release_commands import register as register_signing
 from cloud_hub.rollouts.release_commands import register as register_service
 from cloud_hub.store.beside import open_beside
@@ -172,22 +172,27 @@ def _list(args: argparse.Namespace) -> int:
 
     with database_of(load_config(args.config)) as database:
         rows = database.run(lambda c: list_releases(c, model=args.model))
-    releases = [release_of(row) for row in rows]
     if args.json:
-        print_json(releases)
+        print_json([release_of(row) for row in rows])
         return 0
     print(
-        f"{'id':<6}{'model':<20}{'state':<10}{'bundle':<14}{'trained':<11}{'accuracy':<18}{'upload':<10}created"
+        f"{'id':<6}{'model':<20}{'state':<12}{'bundle':<14}{'trained':<11}{'accuracy':<18}{'upload':<10}created"
     )
-    for each in releases:
-        guard, figures = each.figures.guard, each.figures
-        accuracy = f"{_percent(guard.before)} -> {_percent(guard.after)} %"
-        upload = f"{100 * figures.upload_share:.1f} %"
-        print(
-            f"{each.id:<6}{each.model:<20}{each.state:<10}{each.bundle[:12]:<14}{each.lineage.trained:<11}"
-            f"{accuracy:<18}{upload:<10}{shown_time(each.created_at_ms)}"
-        )
+    for row in rows:
+        print(f"{row['id']:<6}{row['model']:<20}{row['state']:<12}{row['bundle'].hex()[:12]:<14}", end="")
+        try:
+            print(_measured(release_of(row)))
+        except StoreError:
+            print("what is kept of it cannot be read")
     return 0
+
+
+def _measured(release: Release) -> str:
+    guard, figures = release.figures.guard, release.figures
+    accuracy = f"{_percent(guard.before)} -> {_percent(guard.after)} %"
+    upload = f"{100 * figures.upload_share:.1f} %"
+    created = shown_time(release.created_at_ms)
+    return f"{release.lineage.trained:<11}{accuracy:<18}{upload:<10}{created}"
 
 
 def _show(args: argparse.Namespace) -> int:

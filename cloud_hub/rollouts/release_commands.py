@@ -14,7 +14,7 @@ from cloud_hub.config import add_config_argument, load_config
 
 _PROMOTE: Final = """\
 Offer a signed release to all boards at once, without waves, soak and judgement of quality; `cloud-hub rollout
-start` is the careful way. It halts all the same where too many boards fail or their health gets worse.
+start` is the careful way. It halts all the same where too many boards fail.
 """
 _RETIRE: Final = """\
 Never offer a release again. Refused while boards are to run it or a rollout takes it to some.

@@ -32,7 +32,7 @@ def promote(
     group: Mapping[str, str] | None = None,
 ) -> str:
     """Offer a release to all boards at once; the id of the rollout. It waits for nothing but the boards, and
-    halts all the same where too many fail or their health gets worse.
+    halts all the same where too many fail.
 
     Raises:
         NotFoundError: when there is no such release.

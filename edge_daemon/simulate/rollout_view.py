@@ -66,8 +66,9 @@ def print_rollout(console: Console, report: RolloutReport) -> None:
     ]
     if report.why:
         rows.append(("because", report.why))
+    if report.quality not in report.why:
+        rows.append(("quality", report.quality))
     rows += [
-        ("quality", report.quality),
         ("answered by it", _answers(report)),
         ("boards", ", ".join(_boards(report))),
         ("lost", f"{report.lost} of {report.samples} samples"),
