@@ -53,8 +53,12 @@ async def _delta(hub: Context, request: web.Request) -> web.StreamResponse:
     held, wanted = request.match_info["held"], request.match_info["wanted"]
     made = None
     if _DIGEST.fullmatch(held) and _DIGEST.fullmatch(wanted):
-        async with hub.delta_turns:
-            made = await asyncio.get_running_loop().run_in_executor(None, hub.blobs.delta, held, wanted)
+        loop = asyncio.get_running_loop()
+        if await loop.run_in_executor(None, hub.blobs.is_made, held, wanted):
+            made = await loop.run_in_executor(None, hub.blobs.delta, held, wanted)
+        else:
+            async with hub.delta_turns:
+                made = await loop.run_in_executor(None, hub.blobs.delta, held, wanted)
     if made is None:
         raise NotFoundError("no difference leads there; fetch the whole file")
     return web.Response(body=made, content_type=OCTETS)

@@ -22,7 +22,7 @@ from edge_cascade.bundle import GRAPH, MANIFEST, WEIGHTS, WEIGHTS_BLOB
 from edge_cascade.durable import write_durably
 from edge_cascade.errors import ProtocolError
 from edge_cascade.manifest import FileEntry
-from edge_cascade.weights_delta import encode_weights
+from edge_cascade.weights_delta import MAGIC, encode_weights
 
 log = logging.getLogger(__name__)
 
@@ -61,27 +61,38 @@ class ReleaseBlobs:
         """What leads from one weights part's blob to another's, by the parts' digests; None where nothing
         does, or the whole blob is as short. The first who asks waits until it is made.
         """
+        ways = self._ways(held, wanted)
+        if ways is None:
+            return None
         name = f"{held}.{wanted}"
         with self._gate:
-            self._look_again()
-            before, after = self._weights.get(held), self._weights.get(wanted)
             making = self._making.setdefault(name, threading.Lock())
-        if before is None or after is None or held == wanted:
-            return None
         with making:
             made = self._kept_delta(name)
             if made is None:
-                made = _make_delta(before, after)
-                self._keep_delta(name, made)
+                made = _make_delta(*ways)
+                if made is not None:
+                    self._keep_delta(name, made)
         with self._gate:
             self._making.pop(name, None)
         return made or None
+
+    def is_made(self, held: str, wanted: str) -> bool:
+        """Whether `delta` has it on disk."""
+        return self._ways(held, wanted) is not None and self._kept_delta(f"{held}.{wanted}") is not None
 
     def weights_parts(self) -> frozenset[str]:
         """The digests of the weights parts that are here."""
         with self._gate:
             self._look_again()
             return frozenset(self._weights)
+
+    def _ways(self, held: str, wanted: str) -> tuple[Path, Path] | None:
+        """The files of both parts, where both are here and not the same."""
+        with self._gate:
+            self._look_again()
+            before, after = self._weights.get(held), self._weights.get(wanted)
+        return None if before is None or after is None or held == wanted else (before, after)
 
     def _kept_delta(self, name: str) -> bytes | None:
         path = self._deltas / name
@@ -91,7 +102,8 @@ class ReleaseBlobs:
             path.touch()
         except OSError:
             return None
-        return content
+        # What another version of the hub has written in another way is made anew.
+        return content if content.startswith(MAGIC) or not content else None
 
     def _keep_delta(self, name: str, content: bytes) -> None:
         """An empty file says that the whole blob is as short."""
@@ -146,11 +158,15 @@ def prune_deltas(state_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _make_delta(before: Path, after: Path) -> bytes:
+def _make_delta(before: Path, after: Path) -> bytes | None:
+    """Empty where the whole blob is as short; None where it could not be made now."""
     try:
-        wanted = after.read_bytes()
-        made = encode_weights(before.read_bytes(), wanted)
-    except (OSError, ProtocolError) as error:
+        held, wanted = before.read_bytes(), after.read_bytes()
+        made = encode_weights(held, wanted)
+    except OSError as error:
+        log.warning("no difference of weights from=%s to=%s reason=%s", before, after, error)
+        return None
+    except ProtocolError as error:
         log.warning("no difference of weights from=%s to=%s reason=%s", before, after, error)
         return b""
     return made if len(made) < len(wanted) else b""
