@@ -12,9 +12,10 @@ import msgspec
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Root, Targets
 
+from cloud_hub.errors import SigningError
 from cloud_hub.releases.changes import OFFLINE_ROLES, delegated_keys
 from cloud_hub.releases.pending import Pending
-from edge_cascade.signed_releases import CUSTOM, ONLINE_ROLE, POLICY_TARGET, PartNote
+from edge_cascade.signed_releases import CUSTOM, ONLINE_ROLE, POLICY_TARGET, read_note
 
 
 def sign_blindly(pending: Pending, keys: Sequence[Signer]) -> Pending:
@@ -63,6 +64,10 @@ def _targets_lines(targets: Targets) -> list[str]:
         if name == POLICY_TARGET:
             lines.append(f"  {name}: sha256 {digest}")
             continue
-        note = msgspec.convert(target.unrecognized_fields.get(CUSTOM), type=PartNote)
-        lines.append(f"  release {note.release}: {name}")
+        try:
+            note = read_note(target.unrecognized_fields.get(CUSTOM))
+        except msgspec.ValidationError as error:
+            raise SigningError(f"{name}: its note cannot be read, do not sign this: {error}") from error
+        bounds = "" if note.norms is None else f", weights of all together up to {note.norms.together:g}"
+        lines.append(f"  release {note.release}: {name}{bounds}")
     return lines

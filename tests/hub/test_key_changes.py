@@ -19,13 +19,16 @@ from cloud_hub.releases.metadata import MetadataFiles
 from cloud_hub.releases.online import NEXT_KEY, ONLINE_KEY
 from cloud_hub.releases.repository import SignedRepository
 from cloud_hub.releases.status import keys_status
+from edge_cascade.manifest import Norms
 from edge_cascade.signed_releases import Policy, weights_target
 from edge_daemon.errors import RefusedError
 from edge_daemon.releases.trust import Trust
 from tests.hub.test_signing import (  # noqa: F401 - two are fixtures
     BETTER,
     DAY,
+    GRAPH,
     NOW,
+    WEIGHTS,
     Clock,
     ask,
     board,
@@ -323,14 +326,24 @@ def test_a_forged_signature_does_not_take_the_place_of_a_real_one(hub, board):  
 
 
 def test_who_signs_elsewhere_reads_what_would_hold(hub, fresh):  # noqa: F811
-    hub.sign(keys=[])
+    norms = Norms(64.0, {"w": 2.0})
+    hub.repository.sign_offline("tiny", 1, graph=GRAPH, weights=WEIGHTS, keys=[], now=NOW, norms=norms)
     (said, online, graph, weights) = lines_of(hub.repository.waiting("release-1"))
     assert said == "targets version 2, until 2031-05-01"
     assert "may sign weights/*/*" in online
     assert (graph[:20], weights[:21]) == ("  release 1: graphs/", "  release 1: weights/")
+    assert graph.endswith(".json, weights of all together up to 64")
     hub.repository.rotate_offline_keys("root", fresh, threshold=2, keys=[], now=NOW)
     lines = lines_of(hub.repository.waiting("rotate-root"))
     assert lines[0] == "root version 2, until 2031-05-01"
     assert f"  root: 2 of {fresh[0].public_key.keyid[:12]}" in lines[1]
     hub.repository.set_policy(Policy({"tiny": 3}), keys=[], now=NOW)
     assert lines_of(hub.repository.waiting("floor"))[-1] == '  policy: {"security_floor":{"tiny":3}}'
+
+
+def test_a_change_with_a_note_that_is_none_is_not_to_be_signed(hub):  # noqa: F811
+    hub.sign(keys=[])
+    waiting = hub.repository.waiting("release-1")
+    spoiled = waiting.roles["targets"].replace('"release":1', '"release":"one"')
+    with pytest.raises(SigningError, match="do not sign this"):
+        lines_of(msgspec.structs.replace(waiting, roles={"targets": spoiled}))
