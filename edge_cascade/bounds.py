@@ -91,7 +91,8 @@ def _plan_problems(plan: Plan, bounds: Bounds) -> list[str]:
 def _scale_problems(tensors: Tensors) -> list[str]:
     problems = []
     for name, array in tensors.items():
-        if _is_scale(name, tensors) and not (np.isfinite(array) & (np.asarray(array) > 0)).all():
+        values = array.astype(np.float64)
+        if _is_scale(name, tensors) and not (np.isfinite(values) & (values > 0)).all():
             problems.append(f"{name} is no scale: all must be finite and positive")
         problems += [
             f"{name} has {scale.size} scales for {array.shape}"
