@@ -2,7 +2,8 @@
 
 A release is kept while anything points at it: a board that should run it or says that it does, a rollout that
 is not closed (its release, and everything that it may take boards back to). Beyond that the newest that were
-live are kept, for a person may want to go back, and the newest drafts, for a person may want to try them.
+live are kept, for a person may want to go back, and the newest drafts, for a person may want to try them; and
+what a draft that stays was made of, for boards that run it to be sent the difference.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ DAY_S = 86400.0
 
 _WAS_LIVE = frozenset({ReleaseState.LIVE, ReleaseState.SUPERSEDED})
 _AT_WORK = frozenset({ReleaseState.LIVE, ReleaseState.CANARY})
+_TO_COME = frozenset({ReleaseState.DRAFT, ReleaseState.CANARY})
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A release whose files are there; `bundle` is its id."""
+    """A release whose files are there; `bundle` is its id, `parent` that of the bundle it was made of."""
 
     id: int
     model: str
     bundle: str
     state: ReleaseState
     created_s: float
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +61,28 @@ def select_collectable(held: Iterable[Held], uses: Uses, rules: CollectRules, *,
     by_model: dict[str, list[Held]] = {}
     for release in sorted(held, key=lambda each: each.id, reverse=True):
         by_model.setdefault(release.model, []).append(release)
-    found = [release for releases in by_model.values() for release in _of_model(releases, rules)]
     return sorted(
-        (
-            release
-            for release in found
-            if release.id not in uses.releases
-            and release.bundle not in uses.bundles
-            and now_s - release.created_s >= rules.min_age_s
-        ),
+        (release for releases in by_model.values() for release in _unused(releases, uses, rules, now_s)),
         key=lambda each: each.id,
     )
+
+
+def _unused(newest_first: Sequence[Held], uses: Uses, rules: CollectRules, now_s: float) -> list[Held]:
+    may_go = {each.id for each in _of_model(newest_first, rules)}
+    found: list[Held] = []
+    parents: set[str] = set()
+    # A parent is older than what was made of it.
+    for release in newest_first:
+        if (
+            release.id in may_go
+            and release.id not in uses.releases
+            and release.bundle not in uses.bundles | parents
+            and now_s - release.created_s >= rules.min_age_s
+        ):
+            found.append(release)
+        elif release.state in _TO_COME:
+            parents.add(release.parent)
+    return found
 
 
 def _of_model(newest_first: Sequence[Held], rules: CollectRules) -> list[Held]:

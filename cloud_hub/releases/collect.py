@@ -56,15 +56,15 @@ def collect(
         here = [each for each in registered(connection) if release_directory(state_dir, each.bundle).exists()]
         found = select_collectable(here, uses_of(connection), rules, now_s=now_ms / 1000)
         for release in () if dry_run else found:
-            if mark_release(connection, release.id, ReleaseState.RETIRED):
-                note_act(
-                    connection,
-                    by,
-                    "release.collect",
-                    f"release {release.id}",
-                    f"was {release.state}",
-                    now_ms=now_ms,
-                )
+            mark_release(connection, release.id, ReleaseState.RETIRED)
+            note_act(
+                connection,
+                by,
+                "release.collect",
+                f"release {release.id}",
+                f"was {release.state}",
+                now_ms=now_ms,
+            )
         return found
 
     found = database.run(choose)

@@ -16,7 +16,7 @@ from cloud_hub.rollouts.orders import order
 from cloud_hub.rollouts.start import IsSigned, start_rollout
 from cloud_hub.store.acts import note_act
 from cloud_hub.store.desired import boards_to_run
-from cloud_hub.store.releases import get_release
+from cloud_hub.store.releases import get_release, take_release
 from cloud_hub.store.rollouts import RolloutRow, mark_release, open_rollouts
 
 AT_ONCE: Final = (Wave("all", share=1.0, soak_s=0.0, max_drop=None),)
@@ -71,19 +71,12 @@ def retire(connection: Connection, release: int, *, by: str, now_ms: int, reason
 
     Raises:
         NotFoundError: when there is no such release.
-        RolloutError: when boards are to run it, or a rollout takes it to some.
+        RolloutError: when boards are to run it, or a rollout takes it to some or may take some back to it.
     """
-    row = get_release(connection, release)
-    for other in _carrying(connection, release):
-        raise RolloutError(
-            f"release {release} is on its way by rollout {other.state.id}; `cloud-hub release halt {release}`"
-        )
-    boards = boards_to_run(connection, row["model"], release)
-    if boards:
-        raise RolloutError(
-            f"release {release} is what {boards} boards are to run: roll another one out first, or take it "
-            "back with `cloud-hub rollout kill`"
-        )
+    row = take_release(connection, release)
+    problem = _why_needed(connection, row["model"], release, is_live=row["state"] == ReleaseState.LIVE.value)
+    if problem is not None:
+        raise RolloutError(f"release {release} {problem}")
     if mark_release(connection, release, ReleaseState.RETIRED):
         note_act(connection, by, "release.retire", f"release {release}", reason.strip()[:500], now_ms=now_ms)
 
@@ -94,3 +87,19 @@ def _carrying(connection: Connection, release: int) -> list[RolloutRow]:
         for row in open_rollouts(connection)
         if row.state.is_widening and row.state.release == str(release)
     ]
+
+
+def _why_needed(connection: Connection, model: str, release: int, *, is_live: bool) -> str | None:
+    """Why a release must stay in service; None where nothing points at it."""
+    for row in _carrying(connection, release):
+        return f"is on its way by rollout {row.state.id}; `cloud-hub release halt {release}`"
+    boards = boards_to_run(connection, model, release)
+    if boards or is_live:
+        what = f"what {boards} boards are to run" if boards else "live"
+        return f"is {what}: roll another one out first, or take it back with `cloud-hub rollout kill`"
+    for row in open_rollouts(connection):
+        state = row.state
+        before = {state.previous, *(each.before for each in state.members.values())}
+        if state.is_widening and str(release) in before:
+            return f"is what rollout {state.id} may take boards back to: let it end, or halt it"
+    return None

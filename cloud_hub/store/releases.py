@@ -50,6 +50,16 @@ def get_release(connection: Connection, release_id: int) -> RowMapping:
     return row
 
 
+def take_release(connection: Connection, release_id: int) -> RowMapping:
+    """One release, which nobody else takes out of service until the end of the transaction.
+
+    Raises:
+        NotFoundError: when there is none of this id.
+    """
+    connection.execute(select(_releases.c.id).where(_releases.c.id == release_id).with_for_update())
+    return get_release(connection, release_id)
+
+
 def registered_bundles(connection: Connection) -> set[str]:
     """The bundle ids of all releases, hexadecimal."""
     return {bundle.hex() for bundle in connection.execute(select(_releases.c.bundle)).scalars()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from cloud_hub.core.collecting import Held, Uses
 from cloud_hub.core.rollout.events import ReleaseState
@@ -12,22 +12,34 @@ from cloud_hub.store.rollouts import open_rollouts
 from edge_cascade.messages import SHIPPED
 
 _releases = schema.releases
+_reports = schema.swap_reports
 
 
 class _Running(msgspec.Struct, frozen=True):
     bundle: str = ""
 
 
+class _Lineage(msgspec.Struct, frozen=True):
+    parent: str = ""
+
+
 def registered(connection: Connection) -> list[Held]:
-    """Every release."""
+    """Every release. Until the end of the transaction no rollout of any of them begins elsewhere."""
     return [
-        Held(row.id, row.model, row.bundle.hex(), ReleaseState(row.state), row.created_at_ms / 1000)
-        for row in connection.execute(select(_releases))
+        Held(
+            row.id,
+            row.model,
+            row.bundle.hex(),
+            ReleaseState(row.state),
+            row.created_at_ms / 1000,
+            _parent_of(row.lineage),
+        )
+        for row in connection.execute(select(_releases).order_by(_releases.c.id).with_for_update())
     ]
 
 
 def uses_of(connection: Connection) -> Uses:
-    """What boards should run and say that they run, and what rollouts that are not closed may lead to."""
+    """What boards should run, what they last said that they run, and where open rollouts may lead."""
     desired = connection.execute(select(schema.desired.c.release).distinct()).scalars()
     names = {name for name in desired if name != SHIPPED}
     for row in open_rollouts(connection):
@@ -38,4 +50,14 @@ def uses_of(connection: Connection) -> Uses:
         for models in connection.execute(select(schema.devices.c.models).distinct()).scalars()
         for running in msgspec.json.decode(models, type=list[_Running])
     }
+    newest = select(func.max(_reports.c.id)).group_by(_reports.c.device, _reports.c.model)
+    serving = connection.execute(select(_reports.c.serving).where(_reports.c.id.in_(newest)).distinct())
+    bundles |= {bundle.hex() for bundle in serving.scalars()}
     return Uses(frozenset(int(name) for name in names - {"", SHIPPED}), frozenset(bundles - {""}))
+
+
+def _parent_of(lineage: str) -> str:
+    try:
+        return msgspec.json.decode(lineage, type=_Lineage).parent
+    except msgspec.MsgspecError:
+        return ""

@@ -176,10 +176,10 @@ class Fleet:
                 self.serves[name] = wanted.release
             self.report(name, wanted.release, failure, model=model)
 
-    def report(self, name, release, failure="", *, model="pump"):
+    def report(self, name, release, failure="", *, model="pump", serving=bytes(32)):
         values = {
             "device": name, "boot": bytes(8), "seq": next(_seqs), "model": model, "release": release,
-            "bundle": bytes(32), "serving": bytes(32), "failure": failure, "detail": "",
+            "bundle": bytes(32), "serving": serving, "failure": failure, "detail": "",
             "taken_at_ms": 1, "received_at_ms": 1,
         }  # fmt: skip
         self.store.database.run(lambda c: c.execute(insert(schema.swap_reports).values(values)))

@@ -6,12 +6,16 @@ import pytest
 
 from cloud_hub.__main__ import main
 from cloud_hub.core.collecting import CollectRules
+from cloud_hub.core.rollout.events import ReleaseState
+from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.errors import NotFoundError, RolloutError, StoreError
 from cloud_hub.registry import release_directory
 from cloud_hub.releases.blobs import DELTAS
 from cloud_hub.releases.collect import collect
 from cloud_hub.rollouts import settings
 from cloud_hub.rollouts.releases import retire
+from cloud_hub.store.acts import list_acts
+from cloud_hub.store.rollouts import mark_release
 from cloud_hub.store.store import Store
 from edge_cascade.messages import SHIPPED
 from tests.hub.rollouts_fleet import Fleet
@@ -140,6 +144,23 @@ def test_what_no_board_is_to_run_any_more_is_superseded_and_live_again_when_boar
     assert (fleet.state_of_release(5), fleet.state_of_release(6)) == ("live", "retired")
 
 
+def test_release_that_a_rollout_may_take_boards_back_to_cannot_be_retired(fleet, command):
+    fleet.release(5)
+    fleet.release(6)
+    roll_out(fleet, 5)
+    rollout = fleet.start(6, waves=(Wave("all", share=1.0, soak_s=1e6),))
+    fleet.go_on(100.0)
+    assert set(fleet.serves.values()) == {"6"}
+    # No board is to run 5 now, and it is what was live before.
+    assert "release 5 is live" in command("release", "retire", 5, code=RolloutError.exit_code)
+    fleet.store.database.run(lambda c: mark_release(c, 5, ReleaseState.SUPERSEDED))
+    said = command("release", "retire", 5, code=RolloutError.exit_code)
+    assert f"is what rollout {rollout} may take boards back to" in said
+    fleet.order(rollout, "halt")
+    fleet.go_on(100.0)
+    assert set(fleet.serves.values()) == {"5"}
+
+
 def test_superseded_release_can_be_rolled_out_again(fleet):
     fleet.release(5)
     fleet.release(6)
@@ -184,6 +205,18 @@ def test_release_that_was_retired_and_not_removed_is_removed_by_the_next_call(fl
     fleet.store.database.run(lambda c: retire(c, 5, by="ann", now_ms=1))
     assert collected(fleet, tmp_path) == [5]
     assert not directory.exists()
+    acts = fleet.store.database.run(lambda c: list_acts(c, subject="release 5"))
+    assert (acts[0]["act"], acts[0]["detail"]) == ("release.collect", "was retired")
+
+
+def test_what_a_board_said_last_that_it_runs_is_kept_until_it_says_something_else(fleet, tmp_path):
+    files_of(fleet, tmp_path, 5)
+    fleet.report("press-1", "5", serving=bytes([5]) * 32)
+    fleet.report("press-2", "5", serving=bytes([5]) * 32)
+    fleet.report("press-2", "6", serving=bytes([6]) * 32)
+    assert collected(fleet, tmp_path) == []
+    fleet.report("press-1", "6", serving=bytes([6]) * 32)
+    assert collected(fleet, tmp_path) == [5]
 
 
 def test_differences_that_lead_to_what_is_gone_go_with_it(fleet, tmp_path):
