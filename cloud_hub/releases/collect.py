@@ -18,6 +18,7 @@ from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.errors import StoreUnavailableError
 from cloud_hub.registry import release_directory, remove_release
 from cloud_hub.releases.blobs import prune_deltas
+from cloud_hub.rollouts.settings import TUF
 from cloud_hub.store.acts import note_act
 from cloud_hub.store.database import Database
 from cloud_hub.store.rollouts import mark_release
@@ -46,10 +47,13 @@ def collect(
     now_ms: int,
     dry_run: bool = False,
 ) -> list[Collected]:
-    """Retire and remove what nobody needs; with `dry_run` only say what that would be.
+    """Retire and remove what nobody needs, and differences and signed metadata that led there.
+
+    With `dry_run` only say what that would be.
 
     Raises:
         StoreUnavailableError: files that cannot be removed, or the database is away; ask again.
+        SigningError: signed metadata that cannot be read.
     """
 
     def choose(connection: Connection) -> list[Held]:
@@ -71,7 +75,7 @@ def collect(
     crash_point("hub.release-retired")
     collected = [_measured(state_dir, release) for release in found]
     if not dry_run:
-        _remove(state_dir, found)
+        _remove(state_dir, found, now_s=now_ms / 1000)
     return collected
 
 
@@ -86,11 +90,15 @@ def _measured(state_dir: Path, release: Held) -> Collected:
     )
 
 
-def _remove(state_dir: Path, releases: Iterable[Held]) -> None:
+def _remove(state_dir: Path, releases: Iterable[Held], *, now_s: float) -> None:
     try:
         for release in releases:
             remove_release(state_dir, release.bundle)
             log.info("release collected id=%d bundle=%s", release.id, release.bundle)
         prune_deltas(state_dir)
+        if (state_dir / TUF).is_dir():
+            from cloud_hub.releases.old_metadata import remove_old_metadata
+
+            remove_old_metadata(state_dir / TUF, now_s=now_s)
     except OSError as error:
         raise StoreUnavailableError(f"releases: {error.strerror or error} ({error.filename})") from error

@@ -1,0 +1,56 @@
+"""Old metadata go, and boards that come at any time find what they need."""
+
+import datetime
+import os
+
+import pytest
+
+pytest.importorskip("tuf", reason="needs python-tuf")
+
+from cloud_hub.releases.old_metadata import KEPT_S, remove_old_metadata
+from edge_cascade.signed_releases import Policy
+from tests.hub.test_signing import NOW, Hub
+
+DAY = datetime.timedelta(days=1)
+AT_S = 2e9
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Renewed on ten days, with three policies after each other; all of it written long ago."""
+    hub = Hub(tmp_path)
+    hub.sign()
+    for day in range(1, 11):
+        hub.repository.renew_online(NOW + day * DAY)
+    for floor in (1, 2, 3):
+        hub.repository.set_policy(Policy({"pump": floor}), keys=hub.targets_keys, now=NOW + 10 * DAY)
+    for path in hub.directory.rglob("*.json"):
+        os.utime(path, (AT_S, AT_S))
+    return hub
+
+
+def names(hub):
+    return {path.name for path in (hub.directory / "metadata").iterdir()}
+
+
+def policies(hub):
+    return [path.name for path in (hub.directory / "blobs").iterdir()]
+
+
+def test_of_every_role_but_root_the_newest_stays_and_the_policy_that_it_names(hub):
+    before = hub.repository.policy()
+    assert len(policies(hub)) == 3
+    assert remove_old_metadata(hub.directory, now_s=AT_S + KEPT_S + 1) > 10
+    kept = [name.partition(".")[2] for name in names(hub) if name != "timestamp.json"]
+    assert sorted(kept) == ["root.json", "snapshot.json", "targets.json", "weights.json"]
+    assert len(policies(hub)) == 1
+    assert hub.repository.policy() == before == Policy({"pump": 3})
+    assert remove_old_metadata(hub.directory, now_s=AT_S + KEPT_S + 1) == 0
+    hub.repository.renew_online(NOW + 11 * DAY)
+
+
+def test_what_was_replaced_within_a_day_stays_for_boards_on_their_way(hub):
+    before = names(hub)
+    assert remove_old_metadata(hub.directory, now_s=AT_S + KEPT_S - 1) == 0
+    assert names(hub) == before
+    assert len(policies(hub)) == 3
