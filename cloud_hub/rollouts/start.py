@@ -19,7 +19,7 @@ from cloud_hub.core.rollout.state import SCENE_S, Phase, RolloutLimits, RolloutS
 from cloud_hub.core.rollout.waves import DEFAULT_WAVES, Wave
 from cloud_hub.errors import RolloutError
 from cloud_hub.store.acts import note_act
-from cloud_hub.store.releases import get_release
+from cloud_hub.store.releases import take_release
 from cloud_hub.store.rollouts import (
     devices_of_fleet,
     insert_rollout,
@@ -59,7 +59,7 @@ def start_rollout(
         RolloutError: when it may not go out, the waves contradict themselves, or another rollout is in
             the way.
     """
-    row = get_release(connection, release)
+    row = take_release(connection, release)
     if model is not None and row["model"] != model:
         raise RolloutError(f"release {release} is one of model {row['model']!r}, not of {model!r}")
     if row["state"] == ReleaseState.RETIRED.value:
