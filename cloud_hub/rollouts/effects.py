@@ -36,7 +36,7 @@ def carry_out(
     """
     wanted: defaultdict[str, dict[str, str | int]] = defaultdict(dict)
     effects = list(effects)
-    before = {each.release for each in effects if isinstance(each, TakeBack)} | {rollout.previous}
+    before = {each.release for each in effects if isinstance(each, TakeBack)} | {rollout.common}
     unfit = out_of_service(connection, {release for release in before if release is not None})
     for effect in effects:
         match effect:
@@ -44,7 +44,7 @@ def carry_out(
                 wanted[device]["release"] = release
             case TakeBack(device, release):
                 # What went before may have been taken out of service meanwhile.
-                fit = (each for each in (release, rollout.previous) if each is not None and each not in unfit)
+                fit = (each for each in (release, rollout.common) if each is not None and each not in unfit)
                 wanted[device]["release"] = next(fit, SHIPPED)
             case Sample(device, sampling):
                 wanted[device]["audit_ppm"] = _ppm(0.0 if sampling is None else sampling.audit_rate)

@@ -46,7 +46,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 class RolloutDevice(msgspec.Struct, frozen=True, kw_only=True):
     """A device in a rollout. `wave` is the index of the one that it belongs to.
 
-    `before` is the release that it was to run and goes back to; empty: the rollout's `previous`.
+    `before` is the release that it was to run and goes back to; empty: what the group runs, if anything.
     """
 
     name: str

@@ -151,9 +151,9 @@ class RolloutRun:
             if any(has(device, other.group) for other in others):
                 events += [] if member is None else [Removed(device.name)]
             elif member is None:
-                events += (
-                    [Seen(device)] if state.phase is not Phase.HALTED and has(device, state.group) else []
-                )
+                # After a halt it still sees to it that who is new gets what the others went back to.
+                is_served = state.phase is not Phase.HALTED or state.common is not None
+                events += [Seen(device)] if is_served and has(device, state.group) else []
             elif state.is_widening and device.is_online != (member.online_since_s is not None):
                 events.append(Seen(device) if device.is_online else Lost(device.name))
             if len(events) >= MAX_EVENTS_PER_TURN:

@@ -73,12 +73,14 @@ def start_rollout(
     if problem := check_start(others, row["model"], group):
         raise RolloutError(problem)
     fleet = devices_of_fleet(connection, row["model"])
+    common = common_release(connection, row["model"], group, release)
     try:
         state, _ = begin(
             secrets.token_hex(6),
             model=row["model"],
             release=str(release),
-            previous=previous_release(connection, row["model"], group, release),
+            previous=common or _live_release(connection, row["model"], release),
+            is_common=common is not None,
             waves=waves,
             fleet=fleet,
             now_s=now_ms / 1000,
@@ -109,21 +111,19 @@ def start_rollout(
     return state.id
 
 
-def previous_release(
-    connection: Connection, model: str, group: Mapping[str, str], release: int
-) -> str | None:
-    """What a release is compared with, and what boards go back to that had no release of their own: what was
-    last rolled out to all of the group, else the live one.
-
-    None where there is neither: then it is what they were shipped with.
-    """
+def common_release(connection: Connection, model: str, group: Mapping[str, str], release: int) -> str | None:
+    """What was last rolled out to all boards of a group, and is live still."""
     live = [number for number in live_releases(connection, model) if number != release]
     for row in list_rollouts(connection, model=model):
         state = row.state
         covers = all(group.get(key) == value for key, value in state.group.items())
         if covers and state.phase is Phase.DONE and int(state.release) in live:
             return state.release
-    return str(live[0]) if live else None
+    return None
+
+
+def _live_release(connection: Connection, model: str, release: int) -> str | None:
+    return next((str(number) for number in live_releases(connection, model) if number != release), None)
 
 
 def check_rules(state: RolloutState, rules: JudgeRules) -> None:

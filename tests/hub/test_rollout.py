@@ -52,7 +52,7 @@ WAVES = (
     Wave("all", share=1.0, soak_s=300.0, needs_approval=True),
 )
 LIMITS = RolloutLimits(report_within_s=1000.0, vanished_after_s=5000.0)
-FLEET = [Device(f"d{n}") for n in range(10)]
+FLEET = [Device(f"d{n}", release="old") for n in range(10)]
 WELL = Health((Fine(Metric.LATENCY, 1.0, 9),))
 SICK = Health((Worse(Metric.LATENCY, 2.0, 1.3, 9),))
 BLIND = Health((Unknown(Metric.LATENCY, 0, 9, 0, holds_back=True),))
@@ -356,7 +356,7 @@ def test_worse_quality_or_health_takes_everything_back():
 
 def test_every_device_goes_back_to_what_it_was_to_run_itself():
     fleet = [Device(f"d{n}", release=release) for n, release in enumerate(("own", "", "new"))]
-    course = Course(fleet, waves=(Wave("all", share=1.0),))
+    course = Course(fleet, waves=(Wave("all", share=1.0),), is_common=True)
     course.feed(Seen(Device("late", release="other")))
     taken = {
         each.device: each.release
@@ -364,6 +364,20 @@ def test_every_device_goes_back_to_what_it_was_to_run_itself():
         if isinstance(each, TakeBack)
     }
     assert taken == {"d0": "own", "d1": "old", "d2": "old", "late": "other"}
+
+
+def test_a_device_without_a_release_gets_what_the_group_runs_until_it_is_offered_more():
+    course = Course(is_common=True)
+    late = {0: [], 1: [], 2: []}
+    for n in range(30):
+        effects = course.feed(Seen(Device(f"late{n}")))
+        late[course.state.members[f"late{n}"].wave].append(effects)
+    assert all(effects == [TakeBack(effects[0].device, "old")] for effects in late[1] + late[2])
+    assert all(type(effects[-2]) is Offer for effects in late[0])
+    assert {each.release for each in course.feed(Resumed()) if isinstance(each, TakeBack)} == {"old"}
+    course.feed(Halted("ann", "enough"))
+    assert course.feed(Seen(Device("later"))) == [TakeBack("later", "old")]
+    assert course.feed(Seen(Device("later"))) == []
 
 
 def test_the_length_of_a_scene_has_bounds():
@@ -541,10 +555,13 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @initialize(online=st.lists(st.booleans(), min_size=10, max_size=10))
     def it_begins(self, online):
-        fleet = [Device(device.name, is_online=there) for device, there in zip(FLEET, online, strict=True)]
+        fleet = [
+            msgspec.structs.replace(device, is_online=there)
+            for device, there in zip(FLEET, online, strict=True)
+        ]
         self.state, self.todo = begin(
             "r", model="m", release="new", previous="old", waves=WAVES, fleet=fleet,
-            now_s=self.now_s, by="ann", limits=LIMITS,
+            now_s=self.now_s, by="ann", limits=LIMITS, is_common=True,
         )  # fmt: skip
 
     def feed(self, event):
@@ -653,7 +670,11 @@ class RolloutMachine(RuleBasedStateMachine):
             return
         is_halted = self.state.phase is Phase.HALTED
         offered = {name for name, each in self.state.members.items() if each.is_offered}
-        assert self.desired == dict.fromkeys(offered, "old" if is_halted else "new")
+        new = {name for name, each in self.state.members.items() if not each.before} - offered
+        assert self.desired == {
+            **dict.fromkeys(offered, "old" if is_halted else "new"),
+            **dict.fromkeys(new, "old"),
+        }
         assert {name for name, each in self.sampling.items() if each} == (
             offered if self.state.sampling else set()
         )

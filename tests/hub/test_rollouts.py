@@ -131,6 +131,48 @@ def test_every_board_goes_back_to_the_release_that_it_had_itself(store):
     assert fleet.serves == before
 
 
+def join(fleet, name):
+    row = {"name": name, "first_seen_ms": 1, "last_seen_ms": 1, "online": True}
+    fleet.store.database.run(lambda c: c.execute(schema.devices.insert().values(row)))
+    fleet.serves[name], fleet.online[name] = SHIPPED, True
+
+
+def test_a_board_that_joins_beside_a_rollout_gets_what_the_group_runs_also_after_a_halt(fleet):
+    fleet.release(4)
+    fleet.start(4)
+    fleet.go_on(1500)
+    fleet.release(5)
+    rollout = fleet.start(5, waves=(Wave("canary", count=1), Wave("all", share=1.0)))
+    fleet.go_on(100)
+    join(fleet, "press-new")
+    fleet.go_on(50)
+    assert fleet.serves["press-new"] in {"4", "5"}
+    fleet.order(rollout, "halt")
+    fleet.go_on(100)
+    join(fleet, "press-late")
+    fleet.go_on(50)
+    assert set(fleet.serves.values()) == {"4"}
+    fleet.restart()
+    fleet.go_on(50)
+    assert set(fleet.serves.values()) == {"4"}
+
+
+def test_nobody_goes_back_to_what_was_only_rolled_out_to_others(store):
+    fleet = Fleet(store, NAMES, labels={name: {"site": "hamburg"} for name in NAMES[:3]})
+    waves = (Wave("all", share=1.0, soak_s=10.0),)
+    fleet.release(4)
+    fleet.start(4, group={"site": "hamburg"}, waves=waves)
+    fleet.go_on(200)
+    before = dict(fleet.serves)
+    fleet.release(5)
+    rollout = fleet.start(5, waves=waves)
+    assert fleet.state(rollout).previous == "4"
+    fleet.go_on(25)
+    fleet.order(rollout, "halt")
+    fleet.go_on(100)
+    assert fleet.serves == before
+
+
 def test_nobody_goes_back_to_a_release_that_was_taken_out_of_service_meanwhile(fleet):
     fleet.release(4)
     fleet.start(4)
@@ -697,7 +739,7 @@ class Days(RuleBasedStateMachine):
             member = state.members[name]
             assert (wanted is not None) is member.is_offered
             if wanted is not None:
-                assert wanted.release == ("4" if back else "5")
+                assert wanted.release == (SHIPPED if back else "5")
                 assert (wanted.audit_ppm > 0) is (state.sampling is not None)
         mark = {"halted": "retired" if state.is_killed else "halted", "done": "live"}
         expected = mark.get(state.phase.value, "canary" if state.wave >= 0 else "draft")

@@ -153,7 +153,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class TakeBack:
-    """Make this release, which went before, what the device should run; None: what it was shipped with."""
+    """Make this release, an older one, what the device should run; None: what it was shipped with."""
 
     device: str
     release: str | None

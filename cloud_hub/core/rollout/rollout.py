@@ -96,6 +96,7 @@ def begin(
     fleet: Iterable[Device],
     now_s: float,
     by: str,
+    is_common: bool = False,
     group: Mapping[str, str] | None = None,
     salt: str | None = None,
     limits: RolloutLimits | None = None,
@@ -122,6 +123,7 @@ def begin(
         salt=salt,
         limits=limits or RolloutLimits(),
         started_s=now_s,
+        is_common=is_common,
         health_rules=health or HealthRules(),
         scene_s=scene_s,
         history=(Entry(now_s, f"release {release} for {len(members)} devices", by),),
@@ -145,7 +147,9 @@ def next_state(state: RolloutState, event: Event, *, now_s: float) -> Step:  # n
         case Tick():
             pass
         case Seen():
+            is_known = event.device.name in state.members
             state = with_seen(state, event.device, now_s)
+            effects = [] if is_known else _of_the_group(state, event.device.name)
         case Lost():
             state = with_lost(state, event.device, now_s)
         case Removed():
@@ -352,11 +356,24 @@ def _take_back(state: RolloutState) -> list[Effect]:
     return [
         MarkRelease(state.release, mark),
         *(
-            TakeBack(name, each.before or state.previous)
+            TakeBack(name, each.before or state.common)
             for name, each in state.members.items()
             if each.is_offered
         ),
+        *_of_the_group(state, *state.members),
         *_samples(state),
+    ]
+
+
+def _of_the_group(state: RolloutState, *names: str) -> list[Effect]:
+    """Who has no release of its own and no offer gets what the group runs, however long this one takes."""
+    if state.common is None:
+        return []
+    members = ((name, state.members.get(name)) for name in names)
+    return [
+        TakeBack(name, state.common)
+        for name, each in members
+        if each is not None and not each.before and not each.is_offered
     ]
 
 
@@ -365,12 +382,14 @@ def _everything(state: RolloutState) -> list[Effect]:
     if state.phase is Phase.HALTED:
         return _take_back(state)
     asked: list[Effect] = [AskApproval(state.asked)] if state.is_widening and state.asked > state.wave else []
+    common = _of_the_group(state, *state.members)
     if state.wave < 0:
-        return asked
+        return [*common, *asked]
     mark = ReleaseState.LIVE if state.phase is Phase.DONE else ReleaseState.CANARY
     offered = [name for name, each in state.members.items() if each.is_offered]
     return [
         MarkRelease(state.release, mark),
+        *common,
         *(Offer(name, state.release) for name in offered),
         *_samples(state),
         *asked,

@@ -101,8 +101,8 @@ class Entry(msgspec.Struct, frozen=True):
 class RolloutState(msgspec.Struct, frozen=True):
     """One rollout. `wave` is the last one opened, -1 before the first; times are the hub's wall clock.
 
-    `previous` is what was last rolled out to the whole group: a device goes back to what it was to run
-    itself, and to this only where that is nothing.
+    `previous` is what the release is compared with; `is_common`: it was rolled out to the whole group. A
+    device goes back to what it was to run itself. One that was to run nothing belongs to what is common.
 
     `enough_s` is when the open wave had enough answers: its soak counts from there. `quality_passed` and
     `healthy_s` (when health was last judged, and found well) are of the open wave. `asked` is the last
@@ -119,6 +119,7 @@ class RolloutState(msgspec.Struct, frozen=True):
     salt: str
     limits: RolloutLimits
     started_s: float
+    is_common: bool = False
     health_rules: HealthRules = HealthRules()
     scene_s: int = SCENE_S
     phase: Phase = Phase.RUNNING
@@ -140,6 +141,11 @@ class RolloutState(msgspec.Struct, frozen=True):
     def is_widening(self) -> bool:
         """Whether it holds its model and group: no other rollout may start there."""
         return self.phase in {Phase.RUNNING, Phase.PAUSED}
+
+    @property
+    def common(self) -> str | None:
+        """What a device of the group should run that has no release of its own; None: what it came with."""
+        return self.previous if self.is_common else None
 
     @property
     def sampling(self) -> Sampling | None:
