@@ -71,7 +71,7 @@ class SeriesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     beta_1: Annotated[float, Meta(ge=0, lt=1, description="fedadam")] = 0.9
     beta_2: Annotated[float, Meta(ge=0, lt=1, description="fedadam")] = 0.99
     tau: Annotated[float, Meta(gt=0, le=1, description="fedadam: how adaptive, smaller is more")] = 1e-3
-    trim_share: Annotated[float, Meta(ge=0, lt=0.5, description="trimmed: left out at either end")] = 0.2
+    trim_share: Annotated[float, Meta(ge=0, lt=0.5, description="trimmed: left out at either end")] = 0.3
     max_vote_norm: (
         Annotated[float, Meta(gt=0, le=1e9, description="clipped: longer votes are shortened to it")] | None
     ) = None
