@@ -38,6 +38,7 @@ RECORD: Final = "release.json"
 _LOCK: Final = ".lock"
 _FRESH: Final = ".new"
 _GONE: Final = ".gone"
+_WITHOUT_FILES: Final = frozenset({ReleaseState.COLLECTED.value, ReleaseState.RETIRED.value})
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,13 +113,12 @@ def register_draft(
         BuildError: what was written is no bundle that a board would take.
     """
     record = _Record(lineage=lineage, figures=candidate.figures, created_at_ms=now_ms, created_by=created_by)
-    bundle = _place(
+    return _place_and_register(
+        database,
         state_dir / RELEASES,
         lambda fresh: write_bundle(fresh, candidate.graph, candidate.weights),
         record,
     )
-    crash_point("hub.release-written")
-    return _register(database, bundle, record)
 
 
 def register_bundle(
@@ -133,24 +133,29 @@ def register_bundle(
 ) -> Release:
     """Copy a bundle that was built elsewhere, and register it as a draft; see `register_draft`.
 
+    One that was collected becomes a draft again.
+
     Raises:
         StoreUnavailableError: disk full or database away; asking again may succeed.
         BuildError: what was copied is no bundle that a board would take.
     """
     record = _Record(lineage=lineage, figures=figures, created_at_ms=now_ms, created_by=created_by)
-    bundle = _place(state_dir / RELEASES, lambda fresh: _copy(directory, fresh), record)
-    crash_point("hub.release-written")
-    return _register(database, bundle, record)
+    return _place_and_register(database, state_dir / RELEASES, lambda fresh: _copy(directory, fresh), record)
 
 
-def remove_release(state_dir: Path, bundle_id: str) -> None:
-    """Remove a release's folder; nothing is there in the next moment, whoever dies meanwhile.
+def remove_release(database: Database, state_dir: Path, release_id: int, bundle_id: str) -> None:
+    """Remove a release's folder, unless it was registered anew since it was taken out of service.
+
+    Nothing is there in the next moment, whoever dies meanwhile.
 
     Raises:
         OSError: as it came.
+        StoreUnavailableError: the database is away.
     """
     releases = state_dir / RELEASES
     with _held(releases):
+        if database.run(lambda c: get_release(c, release_id))["state"] not in _WITHOUT_FILES:
+            return
         gone = releases / f"{_GONE}.{bundle_id}"
         try:
             (releases / bundle_id).rename(gone)
@@ -212,25 +217,34 @@ def _copy(bundle: Path, fresh: Path) -> None:
     sync_directory(fresh)
 
 
-def _place(releases: Path, write: Callable[[Path], object], record: _Record) -> Bundle:
+def _place_and_register(
+    database: Database, releases: Path, write: Callable[[Path], object], record: _Record
+) -> Release:
     try:
+        # Held until the row is there: files without one could be taken for those of a release that goes.
         with _held(releases):
-            fresh = releases / f"{_FRESH}.{os.getpid()}"
-            try:
-                write(fresh / BUNDLE)
-                bundle = load_bundle(fresh / BUNDLE)
-                write_durably(fresh / RECORD, msgspec.json.encode(record))
-                place = releases / bundle.bundle_id
-                if not place.exists():
-                    fresh.rename(place)
-                    sync_directory(releases)
-            finally:
-                shutil.rmtree(fresh, ignore_errors=True)
+            bundle = _place(releases, write, record)
+            crash_point("hub.release-written")
+            return _register(database, bundle, record)
     except BundleError as error:
         raise BuildError(f"a board would refuse it: {error}") from error
     except OSError as error:
         where = error.filename or releases
         raise StoreUnavailableError(f"releases: {error.strerror or error} ({where})") from error
+
+
+def _place(releases: Path, write: Callable[[Path], object], record: _Record) -> Bundle:
+    fresh = releases / f"{_FRESH}.{os.getpid()}"
+    try:
+        write(fresh / BUNDLE)
+        bundle = load_bundle(fresh / BUNDLE)
+        write_durably(fresh / RECORD, msgspec.json.encode(record))
+        place = releases / bundle.bundle_id
+        if not place.exists():
+            fresh.rename(place)
+            sync_directory(releases)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return bundle
 
 

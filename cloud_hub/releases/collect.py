@@ -1,6 +1,6 @@
 """Removes the files of releases that nobody needs any more. Who acted, and on what, is written down.
 
-A release is retired before its files go, in the transaction that found that nothing points at it: so no
+A release is marked before its files go, in the transaction that found that nothing points at it: so no
 rollout can begin with it in between, and whoever is killed there leaves files that the next call removes.
 """
 
@@ -47,7 +47,7 @@ def collect(
     now_ms: int,
     dry_run: bool = False,
 ) -> list[Collected]:
-    """Retire and remove what nobody needs, and differences and signed metadata that led there.
+    """Mark and remove what nobody needs, and differences and signed metadata that led there.
 
     With `dry_run` only say what that would be.
 
@@ -60,7 +60,7 @@ def collect(
         here = [each for each in registered(connection) if release_directory(state_dir, each.bundle).exists()]
         found = select_collectable(here, uses_of(connection), rules, now_s=now_ms / 1000)
         for release in () if dry_run else found:
-            mark_release(connection, release.id, ReleaseState.RETIRED)
+            mark_release(connection, release.id, ReleaseState.COLLECTED)
             note_act(
                 connection,
                 by,
@@ -72,10 +72,10 @@ def collect(
         return found
 
     found = database.run(choose)
-    crash_point("hub.release-retired")
+    crash_point("hub.release-collected")
     collected = [_measured(state_dir, release) for release in found]
     if not dry_run:
-        _remove(state_dir, found, now_s=now_ms / 1000)
+        _remove(database, state_dir, found, now_s=now_ms / 1000)
     return collected
 
 
@@ -90,10 +90,10 @@ def _measured(state_dir: Path, release: Held) -> Collected:
     )
 
 
-def _remove(state_dir: Path, releases: Iterable[Held], *, now_s: float) -> None:
+def _remove(database: Database, state_dir: Path, releases: Iterable[Held], *, now_s: float) -> None:
     try:
         for release in releases:
-            remove_release(state_dir, release.bundle)
+            remove_release(database, state_dir, release.id, release.bundle)
             log.info("release collected id=%d bundle=%s", release.id, release.bundle)
         prune_deltas(state_dir)
         if (state_dir / TUF).is_dir():

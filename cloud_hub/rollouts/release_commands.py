@@ -22,7 +22,7 @@ Never offer a release again. Refused while boards are to run it or a rollout tak
 _COLLECT: Final = """\
 Remove the files of releases that nothing points at: no board is to run them or says that it does, no open
 rollout carries them or may take boards back to them. The newest of each model stay in any case. What is
-removed is retired; its line stays in `release list`.
+collected keeps its line in `release list`, and may be added again.
 """
 
 

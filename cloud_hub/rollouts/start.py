@@ -64,6 +64,10 @@ def start_rollout(
         raise RolloutError(f"release {release} is one of model {row['model']!r}, not of {model!r}")
     if row["state"] == ReleaseState.RETIRED.value:
         raise RolloutError(f"release {release} is retired for good; make a new one")
+    if row["state"] == ReleaseState.COLLECTED.value:
+        raise RolloutError(
+            f"release {release} was collected, its files are gone; add its bundle again (`cloud-hub release add`)"
+        )
     if not is_signed(row["model"], row["graph"].hex(), row["weights"].hex()):
         raise RolloutError(
             f"release {release} is not signed, so no board would take it; `cloud-hub release sign {release}`"

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select, update
 
+from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.errors import NotFoundError
 from cloud_hub.store import schema
 
@@ -15,7 +16,10 @@ _marks = schema.holdout_marks
 
 
 def insert_release(connection: Connection, values: Mapping[str, Any]) -> int:
-    """Keep a release and return its id. The same bundle has one release, the same series too."""
+    """Keep a release and return its id. The same bundle has one release, the same series too.
+
+    One that was collected is a draft again, and as young as a new one.
+    """
     schema.insert_if_absent(connection, _releases, [values])
     query = select(_releases.c.id).where(_releases.c.bundle == values["bundle"])
     found = connection.execute(query).scalar()
@@ -23,6 +27,15 @@ def insert_release(connection: Connection, values: Mapping[str, Any]) -> int:
         found = connection.execute(
             select(_releases.c.id).where(_releases.c.series == values["series"])
         ).scalar_one()
+    connection.execute(
+        update(_releases)
+        .where(_releases.c.bundle == values["bundle"], _releases.c.state == ReleaseState.COLLECTED.value)
+        .values(
+            state=ReleaseState.DRAFT.value,
+            created_at_ms=values["created_at_ms"],
+            created_by=values["created_by"],
+        )
+    )
     return int(found)
 
 

@@ -40,8 +40,15 @@ _LEADS_TO: Final = {
         ReleaseState.LIVE,
         ReleaseState.SUPERSEDED,
         ReleaseState.HALTED,
+        ReleaseState.COLLECTED,
     ),
+    ReleaseState.COLLECTED: (ReleaseState.DRAFT, ReleaseState.SUPERSEDED, ReleaseState.HALTED),
 }
+_OUT_OF_SERVICE: Final = (
+    ReleaseState.HALTED.value,
+    ReleaseState.RETIRED.value,
+    ReleaseState.COLLECTED.value,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +315,8 @@ def note_swaps(connection: Connection, ids: Iterable[int]) -> None:
 def mark_release(connection: Connection, release_id: int, state: ReleaseState) -> bool:
     """Write where a release stands; whether that was news.
 
-    What a person took out of service stays so: nothing here leads from HALTED or RETIRED to CANARY or LIVE.
+    What was taken out of service stays so: nothing here leads from HALTED, RETIRED or COLLECTED to CANARY or
+    LIVE.
     """
     table = schema.releases
     from_states = [before.value for before in _LEADS_TO[state]]
@@ -343,11 +351,11 @@ def settle_live(connection: Connection, model: str, newest: int | None) -> None:
 
 
 def out_of_service(connection: Connection, releases: Collection[str]) -> frozenset[str]:
-    """Those of these releases that no board should be given: halted, retired, or not there any more."""
+    """Those of these releases that no board should be given: halted, retired, collected or unknown."""
     table = schema.releases
     query = select(table.c.id).where(
         table.c.id.in_(sorted(int(release) for release in releases)),
-        table.c.state.not_in([ReleaseState.HALTED.value, ReleaseState.RETIRED.value]),
+        table.c.state.not_in(_OUT_OF_SERVICE),
     )
     usable = {str(number) for number in connection.execute(query).scalars()}
     return frozenset(releases) - usable

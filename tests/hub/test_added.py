@@ -77,6 +77,23 @@ def test_adding_twice_gives_the_release_that_there_is(hub, other):
     assert len(json.loads(hub("release", "list", "--json"))) == 1
 
 
+def test_what_was_collected_may_be_added_again_and_is_a_draft_as_young_as_any(hub, state_dir, other):
+    first = json.loads(hub("release", "add", other, "--json"))
+    options = ("--min-age-days", "0", "--keep-drafts")
+    assert json.loads(hub("release", "collect", *options, "1", "--json")) == []
+    twin = other.parent / "twin"
+    shutil.copytree(other, twin)
+    path = twin / WEIGHTS / MANIFEST
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    hub("release", "add", twin)
+    assert [each["id"] for each in json.loads(hub("release", "collect", *options, "1", "--json"))] == [1]
+    assert not (state_dir / "releases" / first["bundle"]).exists()
+    again = json.loads(hub("release", "add", other, "--json"))
+    assert (again["id"], again["state"]) == (1, "draft")
+    assert again["created_at_ms"] > first["created_at_ms"]
+    assert load_bundle(state_dir / "releases" / first["bundle"] / "bundle").bundle_id == first["bundle"]
+
+
 def test_it_is_judged_on_holdout_cases_that_a_guard_has_looked_at_and_on_no_others(hub, state_dir, other):
     with Store(state_dir) as store:
         send(store, 900, 12, use=Use.HOLDOUT)

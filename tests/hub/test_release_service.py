@@ -9,7 +9,7 @@ from cloud_hub.core.collecting import CollectRules
 from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.errors import NotFoundError, RolloutError, StoreError
-from cloud_hub.registry import release_directory
+from cloud_hub.registry import release_directory, remove_release
 from cloud_hub.releases.blobs import DELTAS
 from cloud_hub.releases.collect import collect
 from cloud_hub.rollouts import settings
@@ -178,15 +178,30 @@ def test_release_that_some_boards_keep_stays_live(fleet):
     assert (fleet.state_of_release(5), fleet.state_of_release(6)) == ("live", "canary")
 
 
-def test_collecting_removes_files_and_retires_and_a_dry_run_does_nothing(fleet, tmp_path):
+def test_collecting_removes_files_and_marks_and_a_dry_run_does_nothing(fleet, tmp_path):
     directory = files_of(fleet, tmp_path, 5)
     assert collected(fleet, tmp_path, dry_run=True) == [5]
     assert directory.exists()
     assert fleet.state_of_release(5) == "draft"
     assert collected(fleet, tmp_path) == [5]
     assert not directory.parent.exists()
-    assert fleet.state_of_release(5) == "retired"
+    assert fleet.state_of_release(5) == "collected"
     assert collected(fleet, tmp_path) == []
+
+
+def test_what_was_collected_goes_to_no_board_and_may_still_be_retired(fleet, tmp_path, command):
+    files_of(fleet, tmp_path, 5)
+    assert collected(fleet, tmp_path) == [5]
+    said = command("rollout", "start", 5, code=RolloutError.exit_code)
+    assert "was collected, its files are gone" in said
+    command("release", "retire", 5)
+    assert fleet.state_of_release(5) == "retired"
+
+
+def test_release_that_is_registered_anew_before_its_files_went_keeps_them(fleet, tmp_path):
+    directory = files_of(fleet, tmp_path, 5)
+    remove_release(fleet.store.database, tmp_path, 5, (bytes([5]) * 32).hex())
+    assert directory.exists()
 
 
 def test_nothing_that_a_rollout_may_lead_to_is_collected(fleet, tmp_path):

@@ -141,6 +141,8 @@ class ReleaseState(StrEnum):
     """Was live, and no board is to run it any more; boards may be taken back to it."""
     HALTED = "halted"
     RETIRED = "retired"
+    COLLECTED = "collected"
+    """Its files are gone, for nothing pointed at it."""
 
 
 @dataclass(frozen=True, slots=True)
