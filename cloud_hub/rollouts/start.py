@@ -66,7 +66,7 @@ def start_rollout(
         raise RolloutError(f"release {release} is retired for good; make a new one")
     if row["state"] == ReleaseState.COLLECTED.value:
         raise RolloutError(
-            f"release {release} was collected, its files are gone; add its bundle again (`cloud-hub release add`)"
+            f"release {release} was collected, its files are gone; `cloud-hub release add` its bundle again"
         )
     if not is_signed(row["model"], row["graph"].hex(), row["weights"].hex()):
         raise RolloutError(
