@@ -15,7 +15,8 @@ from edge_cascade.mqtt import BrokerConfigError
 from edge_daemon import __version__
 from edge_daemon.bench.commands import register as register_bench
 from edge_daemon.commands_releases import register as register_releases
-from edge_daemon.config import Config, load_config, warnings_about
+from edge_daemon.config import Config
+from edge_daemon.config_file import load_config, warnings_about
 from edge_daemon.errors import EXIT_CONFIG, EXIT_DEFECT, EXIT_OK, EdgeError
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edge_daemon.config import load_config
+from edge_daemon.config_file import load_config
 from edge_daemon.errors import EXIT_OK, ReleaseError
 
 if TYPE_CHECKING:

@@ -56,6 +56,7 @@ from edge_cascade.tensors import encode_tensor
 from edge_cascade.topics import DOWN, UP
 from edge_daemon import config as edge_config
 from edge_daemon import errors as edge_errors
+from edge_daemon.config_file import load_config as load_edge_config
 from edge_daemon.core.examples import ExampleCounts, ExampleDrop, LabelOutcome, Origin
 from edge_daemon.core.spooling import Dropped, DropReason, Priority, SpoolCounts
 from edge_daemon.metrics import Metrics
@@ -321,7 +322,7 @@ class TestConfiguration:
                 assert is_named(bound, table[key][2]), f"{key}: {bound} in {table[key][2]!r}"
 
     def test_the_complete_files_load_and_set_every_key_to_its_default(self, tmp_path):
-        edge = load_example(tmp_path, "edge.toml", lambda path: edge_config.load_config(path, {}))
+        edge = load_example(tmp_path, "edge.toml", lambda path: load_edge_config(path, {}))
         hub = load_example(tmp_path, "hub.toml", lambda path: hub_config.load_config(path, {}))
         assert msgspec.structs.replace(edge.results, prefix="results") == edge_config.ResultsConfig()
         assert (edge.spool, edge.audit, edge.training, edge.http, edge.log) == (

@@ -22,10 +22,8 @@ from edge_daemon.config import (
     SourceConfig,
     SpoolConfig,
     TrainingConfig,
-    filters_overlap,
-    load_config,
-    warnings_about,
 )
+from edge_daemon.config_file import filters_overlap, load_config, warnings_about
 from edge_daemon.core.spooling import SpoolLimits
 from edge_daemon.core.vitals import VitalsLimits
 from edge_daemon.errors import ConfigError
