@@ -17,7 +17,8 @@ Offer a signed release to all boards at once, without waves, soak and judgement 
 start` is the careful way. It halts all the same where too many boards fail.
 """
 _RETIRE: Final = """\
-Never offer a release again. Refused while boards are to run it or a rollout takes it to some.
+Never offer a release again. Refused while it is live, boards are to run it, or a rollout takes it to some or
+may take some back to it.
 """
 _COLLECT: Final = """\
 Remove the files of releases that nothing points at: no board is to run them or says that it does, no open

@@ -215,6 +215,26 @@ def test_nothing_that_a_rollout_may_lead_to_is_collected(fleet, tmp_path):
     assert collected(fleet, tmp_path) == [4]
 
 
+def test_whoever_is_killed_before_the_files_went_has_them_removed_by_the_next_call(
+    fleet, tmp_path, monkeypatch
+):
+    directory = files_of(fleet, tmp_path, 5)
+
+    def die(name):
+        raise KeyboardInterrupt(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cloud_hub.releases.collect.crash_point", die)
+        with pytest.raises(KeyboardInterrupt):
+            collected(fleet, tmp_path)
+    assert (directory.exists(), fleet.state_of_release(5)) == (True, "collected")
+    left = tmp_path / "releases" / ".gone.another"
+    left.mkdir()
+    assert collected(fleet, tmp_path) == [5]
+    assert not directory.exists()
+    assert not left.exists()
+
+
 def test_release_that_was_retired_and_not_removed_is_removed_by_the_next_call(fleet, tmp_path):
     directory = files_of(fleet, tmp_path, 5)
     fleet.store.database.run(lambda c: retire(c, 5, by="ann", now_ms=1))
