@@ -358,12 +358,12 @@ class Swapper:
                 self._worker.download(name, attempt, self._to_fetch(swap, bundle), held)
             case Verify(attempt, _, bundle):
                 self._worker.verify(name, attempt, self._to_fetch(swap, bundle))
-            case RunTrial(attempt, bundle, against):
+            case RunTrial(attempt, bundle, _):
                 self._worker.try_out(
                     name,
                     attempt,
                     self._directory_of(swap, bundle),
-                    None if against is None else self._directory_of(swap, against),
+                    self._compared_with(swap, effect),
                     swap.model.how,
                 )
             case Serve(bundle):
@@ -386,6 +386,12 @@ class Swapper:
         if bundle == swap.model.installed:
             return swap.model.installed_directory
         return self._hands.store.directory_of(swap.model.name, bundle)
+
+    def _compared_with(self, swap: _Swap, trial: RunTrial) -> Path | None:
+        # What the board came with must be able to come back, however slow it is beside what is taken back.
+        if trial.against is None or trial.bundle == swap.model.installed:
+            return None
+        return self._directory_of(swap, trial.against)
 
     # --- what serves ---------------------------------------------------------------------------------------
 

@@ -280,6 +280,19 @@ def test_failing_samples_bring_the_old_bundle_back(board, other_dir):
     wait_until(lambda: not board.store.has("tiny", other), WAIT_S)
 
 
+def test_the_installed_bundle_comes_back_however_slow_it_is(board, other_dir, third_dir, monkeypatch):
+    compared = []
+    run = Trial.run
+    monkeypatch.setattr(
+        Trial, "run", lambda trial, *given: (compared.append(given[1] is not None), run(trial, *given))[1]
+    )
+    board.swap(board.want("7", other_dir))
+    board.swap(board.want("8", third_dir))
+    board.want(SHIPPED)
+    board.swap(board.installed.bundle_id)
+    assert compared == [True, True, False]
+
+
 def test_what_the_source_refuses_is_reported_and_never_loaded(board, other_dir):
     board.source.refusal = RefusedError(Failure.INTEGRITY, "not what was signed")
     other = board.want("7", other_dir)
