@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import random
-import re
 from concurrent.futures import Future
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edge_cascade.bundle import Bundle
-from edge_cascade.durable import write_durably
 from edge_cascade.messages import (
     BOOT_BYTES,
     Case,
@@ -25,13 +22,11 @@ from edge_cascade.messages import (
     Verdict,
 )
 from edge_daemon import __version__
+from edge_daemon.client_secret import client_secret
 from edge_daemon.clock import SystemClock
 from edge_daemon.config import Config
-from edge_daemon.core.rounds import RoundLimits
 from edge_daemon.core.spooling import case_item, report_item
 from edge_daemon.errors import ModelError
-from edge_daemon.example_ledger import ExampleModel
-from edge_daemon.example_store import ExampleStore
 from edge_daemon.http_api import Health
 from edge_daemon.inference import InferenceThread, Observe
 from edge_daemon.inlet.labels import LabelInlet
@@ -45,16 +40,14 @@ from edge_daemon.ports import Clock
 from edge_daemon.results import Results
 from edge_daemon.sensors import read_milli_celsius, read_rss_bytes
 from edge_daemon.spool import SqliteSpool
-from edge_daemon.training.follower import Follower
-from edge_daemon.training.inbox import Surroundings
-from edge_daemon.training.learner import CostLimits
-from edge_daemon.training.supervisor import ChildProcess
 from edge_daemon.uplink import MqttUplink
 
 if TYPE_CHECKING:
+    from edge_daemon.example_store import ExampleStore
     from edge_daemon.releases.swapper import Swapper
     from edge_daemon.releases.wiring import BoardReleases
     from edge_daemon.shadow import Shadow
+    from edge_daemon.training.follower import Follower
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +55,6 @@ STUCK_S: Final = 10.0
 """A sample that takes longer is stuck: health fails and the watchdog is no longer fed."""
 
 SPOOL_FILE: Final = "spool.sqlite"
-EXAMPLES_FILE: Final = "examples.sqlite"
-ROUNDS_DIRECTORY: Final = "training"
-CLIENT_SECRET_FILE: Final = "client-secret"  # noqa: S105 - a name
 
 
 class Daemon:
@@ -102,9 +92,7 @@ class Daemon:
         self._inlet = MqttInlet(
             config.inlet.broker,
             f"{client_id}-inlet",
-            open_sources(
-                config.inlet.sources, {name: pipeline.bundle for name, pipeline in self._pipelines.items()}
-            ),
+            open_sources(config.inlet.sources, self._bundles()),
             self.queue,
             max_payload_bytes=config.inlet.max_payload_bytes,
             on_malformed=self.metrics.malformed.add,
@@ -305,59 +293,32 @@ class Daemon:
             self.examples.verdict(model, verdict)
 
     def _make_examples(self, rng: random.Random) -> ExampleStore | None:
-        config = self._config
-        if not config.training.enabled:
+        if not self._config.training.enabled:
             return None
-        graphs = {
-            name: pipeline.bundle.graph
-            for name, pipeline in self._pipelines.items()
-            if pipeline.bundle.train_step is not None
-        }
-        if not graphs:
-            log.warning(
-                "training.enabled = true, but no bundle has a train step: nothing is kept or learned; build "
-                "one that has, or set training.enabled = false"
-            )
-            return None
-        return ExampleStore(
-            Path(config.device.state_dir) / EXAMPLES_FILE,
-            config.training,
-            {
-                name: ExampleModel(graph.labels, graph.input_shape, graph.wire)
-                for name, graph in graphs.items()
-            },
-            verdicts_come=config.hub.enabled,
-            boot=self.boot,
-            chance=random.Random(rng.random()).random,  # noqa: S311 - no secret
-        )
+        # Not at the top: boards that do not train need none of it.
+        from edge_daemon.training.wiring import make_examples
+
+        return make_examples(self._config, self._bundles(), self.boot, rng)
 
     def _make_follower(self) -> Follower | None:
         if self.examples is None or self._spool is None or self.uplink is None:
             return None
-        # Not at the top: boards that do not train need none of it.
-        from edge_daemon.training.readings import VitalsReader
+        from edge_daemon.training.wiring import make_follower
 
-        training = self._config.training
-        return Follower(
-            self._config.device.id,
-            {name: pipeline.bundle for name, pipeline in self._pipelines.items()},
-            Path(self._config.device.state_dir) / ROUNDS_DIRECTORY,
-            Surroundings(
-                examples=self.examples,
-                spool=self._spool,
-                ask_for_base=self.uplink.ask_for_base,
-                read_vitals=VitalsReader(lambda: len(self.queue)).read,
-                launch=partial(ChildProcess, nice=training.nice),
-                metrics=self.metrics,
-                clock=self._clock,
-                boot=self.boot,
-                next_seq=self._next_seq,
-            ),
-            hub_key=training.key_bytes,
-            vitals=training.vitals_limits,
-            rounds=RoundLimits(training.max_passes),
-            costs=CostLimits(training.max_memory_mb * 2**20),
+        return make_follower(
+            self._config,
+            self._bundles(),
+            self.examples,
+            self._spool,
+            self.uplink,
+            metrics=self.metrics,
+            clock=self._clock,
+            numbering=self._numbering,
+            waiting=lambda: len(self.queue),
         )
+
+    def _bundles(self) -> dict[str, Bundle]:
+        return {name: pipeline.bundle for name, pipeline in self._pipelines.items()}
 
     def _open_releases(self) -> BoardReleases | None:
         if not (self._config.releases.enabled and self._config.hub.enabled):
@@ -372,7 +333,7 @@ class Daemon:
 
         assert self._spool is not None
         return releases.make_swapper(
-            {name: pipeline.bundle for name, pipeline in self._pipelines.items()},
+            self._bundles(),
             self._install,
             Reporter(self._config.device.id, self.boot, self._next_seq, self._spool, self._clock),
             self._now_serving,
@@ -488,26 +449,3 @@ class Daemon:
         metrics.watch(
             "results_unpublished", "Answers that no broker took.", lambda: self._results.unpublished
         )
-
-
-def client_secret(state_dir: Path) -> str:
-    """What makes this board's MQTT client ids unguessable, the same at every start.
-
-    Whoever knows a client id can disconnect its session; the broker's access rules go by the user name and
-    cannot prevent that. It must not change: under a new id the broker would keep what waits for the old one.
-    A board that cannot write it has another one at each start.
-    """
-    path = state_dir / CLIENT_SECRET_FILE
-    try:
-        known = path.read_text(encoding="ascii").strip()
-        if re.fullmatch(r"[0-9a-f]{16}", known):
-            return known
-    except (OSError, UnicodeDecodeError) as error:
-        log.debug("no client secret yet: %s", error)
-    fresh = os.urandom(8).hex()
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        write_durably(path, f"{fresh}\n".encode(), mode=0o600)
-    except OSError as error:
-        log.warning("client ids will change at the next start: %s: %s", path, error.strerror)
-    return fresh

@@ -21,12 +21,13 @@ from edge_daemon.config import (
     TrainingConfig,
 )
 from edge_daemon.core.examples import LabelOutcome, Origin
-from edge_daemon.daemon import EXAMPLES_FILE, Daemon
+from edge_daemon.daemon import Daemon
 from edge_daemon.inlet.decode import make_decoder
 from edge_daemon.inlet.labels import MAX_LABEL_LENGTH, LabelError, LabelInlet, SiteLabel, decode_label
 from edge_daemon.inlet.mqtt import MqttInlet, Source
 from edge_daemon.inlet.queue import SampleQueue
 from edge_daemon.models import open_pipelines
+from edge_daemon.training.wiring import EXAMPLES_FILE
 from tests.device.spooling_cases import wait_until
 from tests.identity.party import Party
 from tests.services import start_mosquitto
