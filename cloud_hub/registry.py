@@ -11,7 +11,7 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -63,6 +63,28 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     figures: Figures
     created_at_ms: int
     created_by: str
+
+
+class UnreadableRelease(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `releases` of which the rest is not what was written, and what is wrong with it."""
+
+    id: int
+    model: str
+    state: str
+    why: str
+
+
+def releases_of(rows: Iterable[RowMapping]) -> tuple[list[Release], list[UnreadableRelease]]:
+    """Rows as values, and those that cannot be read: one of them must not hide the others."""
+    found, unreadable = [], []
+    for row in rows:
+        try:
+            found.append(release_of(row))
+        except StoreError as error:
+            unreadable.append(
+                UnreadableRelease(id=row["id"], model=row["model"], state=row["state"], why=str(error))
+            )
+    return found, unreadable
 
 
 def release_of(row: RowMapping) -> Release:

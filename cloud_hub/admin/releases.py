@@ -17,7 +17,7 @@ from cloud_hub.admin.route import TOKEN, Context, Route
 from cloud_hub.core.collecting import DAY_S, CollectRules
 from cloud_hub.documents import Document, Heard, Number
 from cloud_hub.errors import NotFoundError
-from cloud_hub.registry import Release, release_of
+from cloud_hub.registry import Release, UnreadableRelease, release_of, releases_of
 from cloud_hub.releases.collect import Collected, collect
 from cloud_hub.rollouts.orders import MAX_REASON
 from cloud_hub.rollouts.releases import halt_release, promote, retire
@@ -28,6 +28,7 @@ class Releases(Document, frozen=True):
     """A page of releases, the newest first; `next` is the `cursor` of the following one."""
 
     releases: list[Release]
+    unreadable: list[UnreadableRelease]
     next: str | None
 
 
@@ -47,8 +48,10 @@ async def _releases(hub: Context, request: web.Request) -> web.Response:
     rows = await hub.store.database.run_async(
         lambda c: list_releases(c, model=query.model, before=before, limit=query.limit + 1)
     )
-    page = [release_of(row) for row in rows[: query.limit]]
-    return json_response(Releases(releases=page, next=str(page[-1].id) if len(rows) > query.limit else None))
+    page = rows[: query.limit]
+    releases, unreadable = releases_of(page)
+    following = str(page[-1]["id"]) if len(rows) > query.limit else None
+    return json_response(Releases(releases=releases, unreadable=unreadable, next=following))
 
 
 class Promote(Heard, frozen=True):

@@ -168,12 +168,15 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from cloud_hub.registry import release_of
+    from cloud_hub.registry import release_of, releases_of
 
     with database_of(load_config(args.config)) as database:
         rows = database.run(lambda c: list_releases(c, model=args.model))
     if args.json:
-        print_json([release_of(row) for row in rows])
+        releases, unreadable = releases_of(rows)
+        print_json(releases)
+        for each in unreadable:
+            print(f"cloud-hub: {each.why}", file=sys.stderr)
         return 0
     print(
         f"{'id':<6}{'model':<20}{'state':<12}{'bundle':<14}{'trained':<11}{'accuracy':<18}{'upload':<10}created"

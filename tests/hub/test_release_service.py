@@ -297,9 +297,22 @@ def test_rest_does_the_same_and_wants_the_scope_for_it(fleet, tmp_path, api):
 
 def test_list_says_which_release_cannot_be_read_and_shows_the_others(fleet, command):
     fleet.release(5)
+    assert json.loads(command("release", "list", "--json")) == []
     said = command("release", "list")
     assert said.splitlines()[1].split()[:3] == ["5", "pump", "draft"]
     assert "cannot be read" in said
     assert "release 5: what is kept of it cannot be read" in command(
         "release", "show", 5, code=StoreError.exit_code
     )
+
+
+def test_release_that_cannot_be_read_hides_no_other_over_rest(fleet, api):
+    for number in (5, 6, 7):
+        fleet.release(number)
+    page = api.json("/v1/releases?limit=2")
+    assert page["releases"] == []
+    assert [(each["id"], each["state"]) for each in page["unreadable"]] == [(7, "draft"), (6, "draft")]
+    assert page["unreadable"][0]["why"].startswith("release 7: what is kept of it cannot be read")
+    page = api.json(f"/v1/releases?limit=2&cursor={page['next']}")
+    assert [each["id"] for each in page["unreadable"]] == [5]
+    assert page["next"] is None

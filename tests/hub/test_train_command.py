@@ -99,9 +99,9 @@ def test_rest_shows_releases_by_page_and_one_by_one(trained, hub, state_dir, cap
     with Store(state_dir) as store:
         api = Api(store)
         try:
-            assert api.json("/v1/releases") == {"releases": [shown], "next": None}
+            assert api.json("/v1/releases") == {"releases": [shown], "unreadable": [], "next": None}
             assert api.json(f"/v1/releases?model={MODEL}&limit=1&cursor=2")["releases"] == [shown]
-            assert api.json("/v1/releases?model=other") == {"releases": [], "next": None}
+            assert api.json("/v1/releases?model=other") == {"releases": [], "unreadable": [], "next": None}
             assert api.json("/v1/releases/1") == shown
             assert "no release 2" in api.problem("/v1/releases/2", 404)
             assert "ids are numbers" in api.problem("/v1/releases/first", 404)
