@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -131,11 +132,7 @@ def write_model(out: Path, content: Content) -> str:
         stage_files=stage_files(stages, content.litert),
         golden_inputs=golden_inputs,
         full_model_sha256=hashlib.sha256(content.full_model).hexdigest(),
-        bounds=Bounds(
-            max_abs_weight=_weight_bound(weights.tensors),
-            max_accept_score=MAX_ACCEPT_SCORE,
-            norms=norms_around(weights.tensors),
-        ),
+        bounds=_bounds_around(weights),
         min_daemon=declaration.min_daemon,
         train_step=None if lesson is None else lesson.model,
         head_parameters=() if lesson is None else lesson.head_parameters,
@@ -150,6 +147,17 @@ def write_model(out: Path, content: Content) -> str:
     finally:
         waiting.unlink(missing_ok=True)
     return bundle_id
+
+
+def _bounds_around(weights: WeightsPart) -> Bounds:
+    """What later weights of the graph must keep to; they may promise as little as these do."""
+    bounds = Bounds(
+        max_abs_weight=_weight_bound(weights.tensors),
+        max_accept_score=MAX_ACCEPT_SCORE,
+        norms=norms_around(weights.tensors),
+    )
+    promised = (bounds.max_epsilon, *(each.epsilon for each in weights.certificates))
+    return msgspec.structs.replace(bounds, max_epsilon=max(promised))
 
 
 def _lesson_of(staged: StagedGraph) -> Lesson | None:

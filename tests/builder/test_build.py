@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file
 
 from cloud_hub.builder import build as builder
 from cloud_hub.builder.assemble import Policy
@@ -27,6 +28,7 @@ from cloud_hub.builder.samples.data import Dataset, data_sha256
 from cloud_hub.builder.steps import Steps
 from cloud_hub.models import load_model
 from edge_cascade.backends.onnx import OnnxStage
+from edge_cascade.bounds import bounds_problems
 from edge_cascade.bundle import load_bundle
 from edge_cascade.ladder import Ladder
 from edge_cascade.manifest import Wire
@@ -161,6 +163,16 @@ def test_a_device_flags_what_it_answers_beyond_the_certified_point(beyond, uncer
     assert {outcome.answer.uncertified for outcome in outcomes} == {uncertified}
     assert {outcome.case.uncertified for outcome in outcomes if outcome.case} <= {uncertified}
     assert {outcome.answer.bundle for outcome in outcomes} == {bundle.bundle_id}
+
+
+def test_later_weights_may_promise_as_little_as_those_that_were_built(tmp_path):
+    options = ("--disagreement-epsilon", "0.08")
+    assert brought().build(tmp_path / "out", *QUICK, *options) == 0
+    bundle = load_bundle(tmp_path / "out" / "bundle")
+    assert {each.epsilon for each in bundle.weights.certificates} == {0.02, 0.08}
+    assert bundle.graph.bounds.max_epsilon == 0.08
+    tensors = load_file(tmp_path / "out" / "bundle" / "weights" / "weights.safetensors")
+    assert bounds_problems(bundle.graph, bundle.weights, tensors) == []
 
 
 def test_every_point_of_an_uncertified_bundle_is_flagged(tmp_path):
