@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, RowMapping, Select, func, select
 
 from cloud_hub.core.rollout.state import SCENE_S
 from cloud_hub.store import schema
@@ -50,9 +50,19 @@ def desired_devices(connection: Connection) -> list[str]:
 
 
 def boards_to_run(connection: Connection, model: str, release: int) -> int:
-    """How many boards are to run a release."""
-    query = select(func.count()).where(_desired.c.model == model, _desired.c.release == str(release))
+    """How many boards are to run a release, those whose account was revoked apart."""
+    query = select(func.count()).where(
+        _desired.c.model == model,
+        _desired.c.release == str(release),
+        _desired.c.device.not_in(revoked_devices()),
+    )
     return connection.execute(query).scalar_one()
+
+
+def revoked_devices() -> Select[tuple[str]]:
+    """The names of boards that will not come back, as a query."""
+    accounts = schema.accounts
+    return select(accounts.c.name).where(accounts.c.role == "device", accounts.c.revoked_at_ms.is_not(None))
 
 
 def desired_states(connection: Connection, devices: Collection[str]) -> dict[str, DesiredState]:

@@ -14,6 +14,7 @@ from cloud_hub.core.rollout.state import RolloutState
 from cloud_hub.core.rollout.waves import Device
 from cloud_hub.errors import NotFoundError
 from cloud_hub.store import schema
+from cloud_hub.store.desired import revoked_devices
 from edge_cascade.messages import SHIPPED
 
 _rollouts = schema.rollouts
@@ -231,16 +232,12 @@ def devices_of_fleet(connection: Connection, model: str) -> list[Device]:
     desired = select(_desired.c.device, _desired.c.release)
     desired = desired.where(_desired.c.model == model, _desired.c.release != SHIPPED)
     should_run = {row.device: row.release for row in connection.execute(desired)}
-    accounts = schema.accounts
-    revoked = select(accounts.c.name).where(
-        accounts.c.role == "device", accounts.c.revoked_at_ms.is_not(None)
-    )
     labels: dict[str, dict[str, str]] = {}
     for device, key, value in connection.execute(select(_labels)):
         labels.setdefault(device, {})[key] = value
     query = (
         select(schema.devices.c.name, schema.devices.c.online, schema.devices.c.models)
-        .where(schema.devices.c.name.not_in(revoked))
+        .where(schema.devices.c.name.not_in(revoked_devices()))
         .order_by(schema.devices.c.name)
     )
     return [
@@ -333,7 +330,11 @@ def settle_live(connection: Connection, model: str, newest: int | None) -> None:
     wanted again is live. `newest`: a release that has just become live, whether or not there are boards.
     """
     table = schema.releases
-    desired = select(_desired.c.release).where(_desired.c.model == model, _desired.c.release != SHIPPED)
+    desired = select(_desired.c.release).where(
+        _desired.c.model == model,
+        _desired.c.release != SHIPPED,
+        _desired.c.device.not_in(revoked_devices()),
+    )
     wanted = {int(number) for number in connection.execute(desired.distinct()).scalars()}
     rows = connection.execute(
         select(table.c.id, table.c.state).where(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sqlalchemy import insert
 
 from cloud_hub.__main__ import main
 from cloud_hub.core.collecting import CollectRules
@@ -14,6 +15,7 @@ from cloud_hub.releases.blobs import DELTAS
 from cloud_hub.releases.collect import collect
 from cloud_hub.rollouts import settings
 from cloud_hub.rollouts.releases import retire
+from cloud_hub.store import schema
 from cloud_hub.store.acts import list_acts
 from cloud_hub.store.rollouts import mark_release
 from cloud_hub.store.store import Store
@@ -159,6 +161,18 @@ def test_release_that_a_rollout_may_take_boards_back_to_cannot_be_retired(fleet,
     fleet.order(rollout, "halt")
     fleet.go_on(100.0)
     assert set(fleet.serves.values()) == {"5"}
+
+
+def test_board_whose_account_was_revoked_keeps_no_release_live(fleet, command):
+    account = {"name": "press-3", "role": "device", "created_at_ms": 1, "revoked_at_ms": None}
+    fleet.store.database.run(lambda c: c.execute(insert(schema.accounts).values(account)))
+    fleet.release(5)
+    fleet.release(6)
+    roll_out(fleet, 5)
+    fleet.store.database.run(lambda c: c.execute(schema.accounts.update().values(revoked_at_ms=2)))
+    roll_out(fleet, 6)
+    assert (fleet.state_of_release(5), fleet.state_of_release(6)) == ("superseded", "live")
+    command("release", "retire", 5)
 
 
 def test_superseded_release_can_be_rolled_out_again(fleet):
