@@ -55,6 +55,8 @@ def copy_of(tmp_path):
         ("cloud-hub", ("tls",)),
         ("edge-daemon", ("gpu",)),
         ("edge-daemon", ("training",)),
+        ("edge-daemon", ("releases",)),
+        ("edge-daemon", ("releases", "training")),
     ],
 )
 def test_systemd_finds_nothing_wrong_with_a_unit(analyze, copy_of, unit, drop_ins):
