@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -22,8 +23,9 @@ from cloud_hub.rollouts.settings import TUF
 from cloud_hub.store.acts import note_act
 from cloud_hub.store.database import Database
 from cloud_hub.store.rollouts import mark_release
-from cloud_hub.store.uses import registered, uses_of
+from cloud_hub.store.uses import registered, uses_of, weights_of_nothing
 from edge_cascade.durable import crash_point
+from edge_cascade.signed_releases import weights_target
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def collect(
 
     Raises:
         StoreUnavailableError: files that cannot be removed, or the database is away; ask again.
-        SigningError: signed metadata that cannot be read.
+        SigningError: signed metadata, or the key, that cannot be read.
     """
 
     def choose(connection: Connection) -> list[Held]:
@@ -97,8 +99,20 @@ def _remove(database: Database, state_dir: Path, releases: Iterable[Held], *, no
             log.info("release collected id=%d bundle=%s", release.id, release.bundle)
         prune_deltas(state_dir)
         if (state_dir / TUF).is_dir():
-            from cloud_hub.releases.old_metadata import remove_old_metadata
-
-            remove_old_metadata(state_dir / TUF, now_s=now_s)
+            _remove_signed(database, state_dir, now_s=now_s)
     except OSError as error:
         raise StoreUnavailableError(f"releases: {error.strerror or error} ({error.filename})") from error
+
+
+def _remove_signed(database: Database, state_dir: Path, *, now_s: float) -> None:
+    """Every board fetches the list of what is signed: what is gone only makes it longer."""
+    from cloud_hub.releases.old_metadata import remove_old_metadata
+    from cloud_hub.releases.repository import SignedRepository
+
+    names = [
+        weights_target(model, weights)
+        for model, bundle, weights in database.run(weights_of_nothing)
+        if not release_directory(state_dir, bundle).exists()
+    ]
+    SignedRepository(state_dir / TUF).forget_weights(names, datetime.fromtimestamp(now_s, UTC))
+    remove_old_metadata(state_dir / TUF, now_s=now_s)

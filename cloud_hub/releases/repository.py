@@ -13,7 +13,7 @@ with all its signatures before any of it is metadata; whoever comes next carries
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -333,6 +333,22 @@ class SignedRepository:
             name_part(role, weights_target(model, sha256(weights)), weights, PartNote(release, graph_sha256))
             self._roles.sign_weights(role, now)
             self._roles.publish(now)
+
+    def forget_weights(self, names: Iterable[str], now: datetime) -> int:
+        """Take weights that nobody needs any more from what the online key signs; how many it had signed.
+
+        Raises:
+            SigningError: when the key or the metadata cannot be read, or the disk does not take it.
+        """
+        with self._alone(now):
+            role = self._roles.weights()
+            gone = role.targets.keys() & set(names)
+            if gone:
+                for name in gone:
+                    del role.targets[name]
+                self._roles.sign_weights(role, now)
+                self._roles.publish(now)
+        return len(gone)
 
     def renew_online(self, now: datetime) -> None:
         """Sign snapshot and timestamp again, and the weights' role where it expires soon.

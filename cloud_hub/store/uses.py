@@ -38,6 +38,14 @@ def registered(connection: Connection) -> list[Held]:
     ]
 
 
+def weights_of_nothing(connection: Connection) -> list[tuple[str, str, str]]:
+    """Model, bundle and weights part of what is collected or retired, where no other release has the part."""
+    without = (ReleaseState.COLLECTED.value, ReleaseState.RETIRED.value)
+    needed = select(_releases.c.weights).where(_releases.c.state.not_in(without))
+    query = select(_releases).where(_releases.c.state.in_(without), _releases.c.weights.not_in(needed))
+    return [(row.model, row.bundle.hex(), row.weights.hex()) for row in connection.execute(query)]
+
+
 def uses_of(connection: Connection) -> Uses:
     """What boards should run, what they last said that they run, and where open rollouts may lead."""
     desired = connection.execute(select(schema.desired.c.release).distinct()).scalars()
