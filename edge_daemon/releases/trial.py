@@ -178,6 +178,7 @@ _FAILURES: Final[dict[int, Failure]] = {
     # Nobody but the kernel does this, and it does so when memory is short.
     -signal.SIGKILL: Failure.MEMORY,
     -signal.SIGXCPU: Failure.LATENCY,
+    -signal.SIGALRM: Failure.LATENCY,
 }
 
 

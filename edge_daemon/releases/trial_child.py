@@ -3,7 +3,7 @@
 What it loads was signed, but its graph runs here for the first time: it may crash, hang, or take all memory.
 So it runs here and not in the daemon, first to go when memory is short, bounded in memory and processor time,
 in a network of its own (network_namespaces(7)) where the system lets it. What the system does not permit is
-told in the result and done without.
+told in the result and done without. A daemon that is killed leaves it behind: an alarm ends it then.
 
 `job.json` (`TrialJob`) -> `result.json` (`TrialResult`), only once all is done.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ _CLONE_NEWNET: Final = 0x40000000
 class TrialJob(msgspec.Struct, frozen=True):
     """The bundle to try, by its directory, and the one to compare its latency with, if any.
 
-    `max_memory_bytes` bounds what may be allocated, `max_seconds` the processor time.
+    `max_memory_bytes` bounds what may be allocated, `max_seconds` the processor time and the time at all.
     """
 
     bundle: str
@@ -87,6 +88,8 @@ def main(arguments: list[str]) -> int:
     try:
         job = msgspec.json.decode((directory / JOB_FILE).read_bytes(), type=TrialJob)
         refused += bound(job.max_memory_bytes, job.max_seconds)
+        # What only waits uses no processor time.
+        signal.alarm(job.max_seconds)
         result = run_job(job, refused)
         (directory / RESULT_FILE).write_bytes(msgspec.json.encode(result))
     except MemoryError:
