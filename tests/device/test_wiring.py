@@ -1,0 +1,114 @@
+"""Which bundle answers at start, from what an earlier start has left on disk: real files, no network."""
+
+import shutil
+
+import pytest
+
+pytest.importorskip("tuf", reason="needs python-tuf")
+
+from edge_cascade.bundle import load_bundle
+from edge_daemon.clock import SystemClock
+from edge_daemon.config import (
+    Config,
+    DeviceConfig,
+    InletConfig,
+    ModelConfig,
+    ReleasesConfig,
+    SourceConfig,
+)
+from edge_daemon.core.swap_state import Attempt, Phase, SwapState
+from edge_daemon.releases.state_file import STATE_FILE, Kept, save_state
+from edge_daemon.releases.wiring import BoardReleases
+from tests.bundles import build
+from tests.device.signed_fleet import SignedFleet
+
+
+@pytest.fixture(scope="module")
+def newer_dir(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("newer"), seed=5) / "bundle"
+
+
+class Board:
+    """A state directory in which `newer` is the bundle that proved itself last."""
+
+    def __init__(self, tmp_path, model_dir, newer_dir):
+        self.installed = load_bundle(model_dir / "bundle")
+        self.newer = load_bundle(newer_dir)
+        root = tmp_path / "root.json"
+        root.write_bytes(SignedFleet().first_root)
+        self.directory = tmp_path / "state" / "releases" / "tiny"
+        self.fetched = self.directory / "bundles" / self.newer.bundle_id
+        shutil.copytree(newer_dir, self.fetched)
+        self.save(SwapState(live=self.newer.bundle_id, release="r1", previous=self.installed.bundle_id))
+        self.config = Config(
+            device=DeviceConfig(id="board", state_dir=str(tmp_path / "state")),
+            models=(ModelConfig(bundle=str(model_dir)),),
+            inlet=InletConfig(sources=(SourceConfig(topic="s/{sensor}"),)),
+            releases=ReleasesConfig(enabled=True, url="http://127.0.0.1:9/v1/fleet", root=str(root)),
+        )
+
+    def save(self, state):
+        save_state(self.directory, Kept(state))
+
+    def files(self):
+        return {path: path.read_bytes() for path in self.directory.rglob("*") if path.is_file()}
+
+    def at_start(self):
+        """The bundle that answers in place of the installed one."""
+        before = self.files()
+        bundle = BoardReleases(self.config, SystemClock()).live_in_place_of(self.installed)
+        # Who asks may be a command that only looks.
+        assert self.files() == before
+        return None if bundle is None else bundle.bundle_id
+
+
+@pytest.fixture
+def board(tmp_path, tiny_model_dir, newer_dir):
+    return Board(tmp_path, tiny_model_dir, newer_dir)
+
+
+def test_the_bundle_that_proved_itself_last_answers(board):
+    assert board.at_start() == board.newer.bundle_id
+
+
+def test_a_bundle_on_probation_waits_for_the_swapper_that_counts_the_start_first(board):
+    attempt = Attempt(
+        2, "r2", board.newer.bundle_id, 1000, is_return=False, is_fetched=True, phase=Phase.TRIAL
+    )
+    board.save(SwapState(live=board.installed.bundle_id, attempt=attempt, number=2))
+    assert board.at_start() is None
+
+
+def test_a_board_that_has_taken_nothing_begins_with_what_it_was_installed_with(board):
+    (board.directory / STATE_FILE).unlink()
+    assert board.at_start() is None
+
+
+def _of_another_bundle(board):
+    manifest = board.fetched / "weights" / "manifest.json"
+    # The same bundle to any reader, and not the bytes that were committed.
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+
+
+def _absurd_name(board):
+    board.save(SwapState(live="../../elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda board: (board.directory / STATE_FILE).write_bytes(b"\0" * 512), "malformed"),
+        (lambda board: (board.directory / STATE_FILE).write_bytes(b"{}"), "sha256"),
+        (lambda board: shutil.rmtree(board.fetched), "no such directory"),
+        (lambda board: (board.fetched / "weights" / "weights.safetensors").write_bytes(b""), "weights"),
+        (_of_another_bundle, "the files of the other are not its own"),
+        (_absurd_name, "no name of a bundle"),
+    ],
+)
+def test_whatever_is_damaged_the_installed_bundle_answers_and_it_is_said(board, caplog, spoil, said):
+    spoil(board)
+    assert board.at_start() is None
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.getMessage().startswith("serving the installed bundle of tiny: ")
+    assert said in record.getMessage()
