@@ -121,7 +121,8 @@ class TrainingConfig(Section, frozen=True):
     `own_min_probability`. Labels come on `<labels_prefix>/<sensor>` of the sensors' broker.
 
     `hub_key` is the public key of the hub whose rounds are joined. The limits from `max_temperature_celsius`
-    to `max_queued` say when nothing is trained; those from `max_passes` on bound what a round may cost.
+    to `max_queued` say when nothing is trained; those from `max_passes` on bound what a round may cost. With
+    `serve_private_heads`, heads that rounds have left with this board answer while they answer better.
     """
 
     enabled: bool = False
@@ -139,6 +140,7 @@ class TrainingConfig(Section, frozen=True):
     max_passes: Annotated[int, Meta(ge=1, le=10**9)] = 1_000_000
     max_memory_mb: Annotated[int, Meta(ge=128, le=2**20)] = 512
     nice: Annotated[int, Meta(ge=0, le=19)] = 19
+    serve_private_heads: bool = False
 
     @property
     def vitals_limits(self) -> VitalsLimits:

@@ -178,6 +178,11 @@ def _check_training(config: Config, origin: Origin) -> None:
             f' = "{key}": expected 64 hexadecimal digits; `cloud-hub round key` prints them',
         )
     if not config.training.enabled:
+        if config.training.serve_private_heads:
+            raise origin.error(
+                "training.serve_private_heads",
+                ": private heads come from rounds, and training.enabled is false; change one of the two",
+            )
         return
     if not config.hub.enabled:
         raise origin.error(

@@ -26,14 +26,14 @@ from edge_daemon.client_secret import client_secret
 from edge_daemon.clock import SystemClock
 from edge_daemon.config import Config
 from edge_daemon.core.spooling import case_item, report_item
-from edge_daemon.errors import ModelError
 from edge_daemon.http_api import Health
 from edge_daemon.inference import InferenceThread, Observe
 from edge_daemon.inlet.labels import LabelInlet
 from edge_daemon.inlet.mqtt import MqttInlet
 from edge_daemon.inlet.queue import Queued, SampleQueue
+from edge_daemon.installer import Installer
 from edge_daemon.metrics import Metrics
-from edge_daemon.models import Numbering, open_ladder, open_pipeline, open_pipelines, open_sources
+from edge_daemon.models import Numbering, open_ladder, open_pipelines, open_sources
 from edge_daemon.past_life import note_start, note_stop, read_machine_boot
 from edge_daemon.pipeline import Outcome, Pipeline, Sample
 from edge_daemon.ports import Clock
@@ -44,6 +44,7 @@ from edge_daemon.uplink import MqttUplink
 
 if TYPE_CHECKING:
     from edge_daemon.example_store import ExampleStore
+    from edge_daemon.personal import Personal
     from edge_daemon.releases.swapper import Swapper
     from edge_daemon.releases.wiring import BoardReleases
     from edge_daemon.shadow import Shadow
@@ -87,6 +88,7 @@ class Daemon:
             in_place_of=lambda bundle: None if releases is None else releases.live_in_place_of(bundle),
         )
         self._model_configs = dict(zip(self._pipelines, config.models, strict=True))
+        self.personal = self._make_personal()
         self.examples = self._make_examples(rng)
         self.queue = SampleQueue(config.inlet.queue_size, self._shed)
         self._inlet = MqttInlet(
@@ -135,6 +137,9 @@ class Daemon:
             on_failed=self._count_failed,
             observe=self._observers(),
         )
+        self._installer = Installer(
+            self._pipelines, self._inference, self._model_configs, numbering, self._clock
+        )
         self.swapper = None if releases is None else self._make_swapper(releases)
         self._crashes = 0
         self._started_s = self._clock.monotonic_s()
@@ -160,6 +165,8 @@ class Daemon:
             self.swapper.start()
         if self.shadow is not None:
             self.shadow.start()
+        if self.personal is not None:
+            self.personal.start()
         if self.uplink is not None:
             self.uplink.start()
         self._inlet.session.start()
@@ -176,6 +183,8 @@ class Daemon:
         if self.follower is not None:
             # Frees the processor for what is still to be answered.
             self.follower.stop()
+        if self.personal is not None:
+            self.personal.stop()
         if not self._inference.stop(self._config.device.drain_s):
             log.warning("stopped with unanswered samples left=%d", len(self.queue))
         if self.shadow is not None:
@@ -298,7 +307,26 @@ class Daemon:
         # Not at the top: boards that do not train need none of it.
         from edge_daemon.training.wiring import make_examples
 
-        return make_examples(self._config, self._bundles(), self.boot, rng)
+        on_truth = None if self.personal is None else self.personal.hear_truth
+        return make_examples(self._config, self._bundles(), self.boot, rng, on_truth)
+
+    def _make_personal(self) -> Personal | None:
+        if not self._config.training.enabled:
+            return None
+        from edge_daemon.training.wiring import make_personal
+
+        return make_personal(
+            self._config,
+            self._model_configs,
+            self._bundles(),
+            self._install_heads,
+            clock=self._clock,
+            numbering=self._numbering,
+        )
+
+    def _install_heads(self, bundle: Bundle) -> Future[Pipeline]:
+        # The installer is made later than who uses this.
+        return self._installer.install_heads(bundle)
 
     def _make_follower(self) -> Follower | None:
         if self.examples is None or self._spool is None or self.uplink is None:
@@ -315,6 +343,7 @@ class Daemon:
             clock=self._clock,
             numbering=self._numbering,
             waiting=lambda: len(self.queue),
+            personal=self.personal,
         )
 
     def _bundles(self) -> dict[str, Bundle]:
@@ -334,7 +363,7 @@ class Daemon:
         assert self._spool is not None
         return releases.make_swapper(
             self._bundles(),
-            self._install,
+            self._installer.install,
             Reporter(self._config.device.id, self.boot, self._next_seq, self._spool, self._clock),
             self._now_serving,
             lambda shadowing: None if self.shadow is None else self.shadow.hear(shadowing),
@@ -360,7 +389,9 @@ class Daemon:
 
     def _observers(self) -> Observe | None:
         """Whoever looks at answered samples, as one."""
-        looks = [each.observe for each in (self.examples, self.shadow) if each is not None]
+        looks: list[Observe] = [] if self.examples is None else [self.examples.observe]
+        if self.shadow is not None:
+            looks.append(self._shadow_shared)
         if len(looks) < 2:
             return looks[0] if looks else None
 
@@ -370,18 +401,14 @@ class Daemon:
 
         return observe
 
-    def _install(self, bundle: Bundle) -> Future[Pipeline]:
-        """Open a bundle beside the one that answers, on the thread that asks, and have it answer."""
-        name = bundle.graph.model
-        before = self._pipelines[name]
-        was, now = before.bundle.graph, bundle.graph
-        if (was.labels, was.input_shape, was.window) != (now.labels, now.input_shape, now.window):
-            raise ModelError(f"{name!r} has other labels, another input shape or window there: another model")
-        config = self._model_configs[name]
-        after = open_pipeline(bundle, config, before.coin, self._numbering, now_s=self._clock.monotonic_s)
-        return self._inference.install(name, after)
+    def _shadow_shared(self, model: str, sample: Sample, outcome: Outcome) -> None:
+        # On the inference thread, which alone changes pipelines: this is the one that answered.
+        if self.shadow is not None and not self._pipelines[model].is_personal:
+            self.shadow.observe(model, sample, outcome)
 
     def _now_serving(self, bundle: Bundle) -> None:
+        if self.personal is not None:
+            self.personal.take_bundle(bundle)
         if self.follower is not None:
             self.follower.take_bundle(bundle)
         if self.uplink is not None:
@@ -391,6 +418,8 @@ class Daemon:
         asked = {each.model: each.audit_ppm for each in message.models}
         for name, pipeline in self._pipelines.items():
             pipeline.coin.raise_to(asked.get(name, 0) / 1e6)
+        if self.personal is not None:
+            self.personal.hear(message)
         if self.swapper is not None:
             self.swapper.hear(message)
 
@@ -429,6 +458,17 @@ class Daemon:
             metrics.watch("shadow_pairs", "Samples that a second bundle answered.", lambda: shadow.pairs)
             metrics.watch("shadow_differing", "Of these, otherwise.", lambda: shadow.differing)
             metrics.watch("shadow_dropped", "Drawn for it, and not got to.", lambda: shadow.dropped)
+        if self.personal is not None:
+            personal = self.personal
+            metrics.watch("personal_wins", "Scenes that private heads won.", lambda: personal.wins)
+            metrics.watch("personal_losses", "Scenes that private heads lost.", lambda: personal.losses)
+            metrics.watch("personal_dropped", "Truths not compared.", lambda: personal.dropped)
+            metrics.watch(
+                "personal_serving",
+                "Models answered with private heads.",
+                lambda: personal.serving,
+                is_total=False,
+            )
         metrics.watch(
             "running_s",
             "Seconds since the start.",

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, assert_never
@@ -79,12 +79,34 @@ class Labelled:
 Event = Seen | Judged | Labelled
 
 
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Somebody beside this board's own network has said what a sample is, which is not of the holdout."""
+
+    model: str
+    name: Name
+    sensor: str
+    label: int
+
+
+OnTruth = Callable[[Truth, Callable[[], NDArray[np.float32] | None]], None]
+"""Beside it, what reads the sample `(*input_shape) float32` as it is kept, off the wire; only at once."""
+
+
 class ExampleLedger:
     """One file of examples. No method raises because of a disk."""
 
     def __init__(
-        self, path: Path, models: Mapping[str, ExampleModel], *, max_examples: int, max_bytes: int
+        self,
+        path: Path,
+        models: Mapping[str, ExampleModel],
+        *,
+        max_examples: int,
+        max_bytes: int,
+        on_truth: OnTruth | None = None,
     ) -> None:
+        """`on_truth` is told of every label that comes from outside, of one sample perhaps several times."""
+        self._on_truth = on_truth
         self._path = path
         self._models = models
         self._max_examples = max_examples
@@ -183,6 +205,7 @@ class ExampleLedger:
         file.add(named, Content(tensor, b"", seen.probability))
         self._index.put(named)
         self._stored += 1
+        self._tell(file, named)
 
     def _judge(self, file: ExampleFile, judged: Judged) -> None:
         verdict = judged.verdict
@@ -220,7 +243,22 @@ class ExampleLedger:
 
     def _change(self, file: ExampleFile, named: Named, row: ExampleRow, probabilities: bytes | None) -> None:
         size_bytes = file.relabel(row, probabilities)
-        self._index.put(replace(named, row=replace(row, size_bytes=size_bytes)))
+        named = replace(named, row=replace(row, size_bytes=size_bytes))
+        self._index.put(named)
+        self._tell(file, named)
+
+    def _tell(self, file: ExampleFile, named: Named) -> None:
+        row = named.row
+        # What waits for its verdict may turn out to be of the holdout.
+        is_told = row.label is not None and row.may_be_drawn and row.label.origin is not Origin.SELF
+        if self._on_truth is None or row.label is None or not is_told:
+            return
+
+        def read() -> NDArray[np.float32] | None:
+            content = file.content(row.id)
+            return None if content is None else _decoded(content, row, self._models[row.model])
+
+        self._on_truth(Truth(row.model, named.name, named.sensor, row.label.index), read)
 
     # --- room ----------------------------------------------------------------------------------------------
 

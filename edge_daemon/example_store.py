@@ -21,7 +21,15 @@ import numpy as np
 from edge_cascade.messages import Use, Verdict
 from edge_daemon.config import TrainingConfig
 from edge_daemon.core.examples import Drawn, ExampleCounts, ExampleDrop, Origin, OwnPace
-from edge_daemon.example_ledger import Event, ExampleLedger, ExampleModel, Judged, Labelled, nothing_drawn
+from edge_daemon.example_ledger import (
+    Event,
+    ExampleLedger,
+    ExampleModel,
+    Judged,
+    Labelled,
+    OnTruth,
+    nothing_drawn,
+)
 from edge_daemon.pipeline import Outcome, Sample
 from edge_daemon.recent import RecentSamples, Seen
 
@@ -58,8 +66,12 @@ class ExampleStore:
         verdicts_come: bool,
         boot: bytes,
         chance: Callable[[], float],
+        on_truth: OnTruth | None = None,
     ) -> None:
-        """`models` are those that learn; `boot` is this start's; `chance` is uniform in 0..1."""
+        """`models` are those that learn; `boot` is this start's; `chance` is uniform in 0..1.
+
+        `on_truth` hears, on the store's thread, what others say of samples.
+        """
         self._models = models
         self._boot = boot.hex()
         self._verdicts_come = verdicts_come
@@ -80,7 +92,7 @@ class ExampleStore:
         self._thread: threading.Thread | None = None
         # From here on: the store's thread only.
         self._ledger = ExampleLedger(
-            path, models, max_examples=limits.max_examples, max_bytes=limits.max_bytes
+            path, models, max_examples=limits.max_examples, max_bytes=limits.max_bytes, on_truth=on_truth
         )
 
     # --- any thread ----------------------------------------------------------------------------------------

@@ -85,7 +85,10 @@ class Pipeline:
         boot: bytes,
         next_seq: Callable[[], int],
         now_s: Callable[[], float],
+        is_personal: bool = False,
     ) -> None:
+        """`is_personal`: it answers with heads of this board's own."""
+        self.is_personal = is_personal
         self.bundle = bundle
         self.ladder = ladder
         self.coin = coin

@@ -170,6 +170,8 @@ class Follower:
         for learner in self._learners.values():
             try:
                 learner.load()
+                if (heads := learner.heads()) is not None:
+                    self._around.on_heads(learner.model, heads)
             except OSError as error:
                 log.warning("rounds of %s start without their files: %s", learner.model, error)
             except Exception:
@@ -408,6 +410,8 @@ class Follower:
             log.warning("update not kept model=%s: %s", learner.model, error)
             return [UpdateNotStored()]
         model = learner.model
+        if learner.finished is not None and learner.finished.result.heads is not None:
+            self._around.on_heads(model, learner.finished.result.heads)
         self._give(update, lambda problem: self._inbox.put(Appended(model, problem)))
         return []
 

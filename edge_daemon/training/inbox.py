@@ -68,3 +68,5 @@ class Surroundings:
     clock: Clock
     boot: bytes
     next_seq: Callable[[], int]
+    on_heads: Callable[[str, bytes], None] = lambda *_: None
+    """Told, on the follower's thread, which private heads (safetensors) are kept for a model from now on."""

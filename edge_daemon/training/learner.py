@@ -90,6 +90,14 @@ class Learner:
         remove_jobs(self._directory)
         self.rounds = RoundsState(voted=self._state.voted)
 
+    def heads(self) -> bytes | None:
+        """The private heads (safetensors) that were trained last.
+
+        Raises:
+            OSError: when the disk does not let us.
+        """
+        return self._state.heads()
+
     # --- bases ---------------------------------------------------------------------------------------------
 
     def has_base(self, terms: RoundTerms) -> bool:
