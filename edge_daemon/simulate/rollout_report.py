@@ -112,7 +112,7 @@ def make_report(ledger: Ledger, facts: Facts) -> RolloutReport:
         why=why,
         is_as_expected=about["phase"] == ("halted" if EXPECTED[facts.kind] else "done")
         and caught_by == EXPECTED[facts.kind],
-        quality=facts.shown["quality"],
+        quality=_quality(facts.shown),
         health=list(facts.shown["health"]),
         samples=len(ledger.entries),
         answered=ledger.answered,
@@ -122,6 +122,12 @@ def make_report(ledger: Ledger, facts: Facts) -> RolloutReport:
         boards=list(facts.boards),
         history=[line["what"] for line in facts.shown["history"]],
     )
+
+
+def _quality(shown: Mapping[str, Any]) -> str:
+    """What the judge said last; of a release that went through, what the last wave that asked was told."""
+    passed = [line["what"] for line in shown["history"] if line["what"].startswith("not worse")]
+    return passed[-1] if passed and shown["rollout"]["phase"] == "done" else str(shown["quality"])
 
 
 def _caught(facts: Facts) -> tuple[Catcher, str]:

@@ -82,6 +82,12 @@ def test_only_the_catch_that_such_a_release_deserves_is_as_expected(kind):
     assert fine == {EXPECTED[kind]}
 
 
+def test_quality_of_a_release_that_went_through_is_what_the_last_wave_that_asked_was_told():
+    passed = ("not worse by 4 points: 1 of 108 pairs tell, e-value 20.8", "not worse by 4 points: 2 of 170")
+    assert make_report(Ledger(), facts(history=(*passed, "wave 'all' opened", "done"))).quality == passed[-1]
+    assert make_report(Ledger(), facts(history=(*passed, QUALITY))).quality == "not judged yet"
+
+
 def test_answers_count_for_the_bundle_that_gave_them():
     ledger = answered(
         ("s0", SHIPPED, True, False),
