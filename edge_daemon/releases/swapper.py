@@ -399,6 +399,9 @@ class Swapper:
         if swap.serving != bundle:
             try:
                 self._flip(swap, bundle)
+            except StoppedError:
+                # The daemon ends: nothing against the bundle, which answers after the next start.
+                raise
             except (CascadeError, EdgeError, OSError, MemoryError, TimeoutError) as error:
                 log.error("bundle not serving model=%s bundle=%s: %s", swap.model.name, bundle[:12], error)
                 return NotServing(bundle, first_line(error))

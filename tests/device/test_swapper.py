@@ -363,6 +363,28 @@ def test_after_a_start_the_bundle_on_probation_answers_again_and_is_committed(
         assert board.state.previous == board.installed.bundle_id
 
 
+def test_a_daemon_that_ends_while_a_bundle_opens_says_nothing_against_it(
+    tmp_path, installed_dir, other_dir, monkeypatch
+):
+    opening, ended = threading.Event(), threading.Event()
+    with Board(tmp_path, installed_dir) as board:
+
+        def open_slowly(bundle):
+            opening.set()
+            assert ended.wait(WAIT_S)
+            return Board.open(board, bundle)
+
+        monkeypatch.setattr(board, "open", open_slowly)
+        other = board.want("7", other_dir)
+        assert opening.wait(WAIT_S)
+        assert board.inference.stop(WAIT_S)
+        ended.set()
+    assert (board.state.attempt.bundle, board.state.attempt.phase) == (other, Phase.TRIAL)
+    assert (board.state.bars, board.reports, board.state.is_stopped) == ({}, [], True)
+    with Board(tmp_path, installed_dir) as board:
+        board.swap(other)
+
+
 def test_running_time_goes_on_over_a_start(tmp_path, installed_dir, other_dir):
     with Board(tmp_path, installed_dir):
         pass
