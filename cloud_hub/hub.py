@@ -21,7 +21,7 @@ from cloud_hub.admin.service import Service
 from cloud_hub.admin.tls import certificate_of
 from cloud_hub.config import Config
 from cloud_hub.errors import ConfigError
-from cloud_hub.federation.coordinator import Coordinator, steady_wall_clock
+from cloud_hub.federation.coordinator import Coordinator
 from cloud_hub.federation.keys import private_key
 from cloud_hub.federation.ports import CandidateOutcome, HubVote, Lineage
 from cloud_hub.full_model import FullModelWorker
@@ -103,7 +103,6 @@ class Hub:
             size_of=sizes_in(config.state_dir, self.store.database),
             rules=rules_for(config),
             look_every_s=config.rollouts.look_every_s,
-            clock_s=steady_wall_clock(),
             hears=lambda: self._session.is_listening,
         )
         self.renewal = Renewal(config.state_dir)

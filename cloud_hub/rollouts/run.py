@@ -160,14 +160,6 @@ class RolloutRun:
                 break
         return events
 
-    def all_lost(self) -> list[Event]:
-        """As if every board had gone offline."""
-        if not self.state.is_widening:
-            return []
-        return [
-            Lost(name) for name, member in self.state.members.items() if member.online_since_s is not None
-        ]
-
     # --- time and evidence ---------------------------------------------------------------------------------
 
     def tick(self, *, now_s: float) -> frozenset[str]:

@@ -26,6 +26,7 @@ from cloud_hub.core.rollout.events import (
     Paused,
     Reported,
     Resumed,
+    Unheard,
     Unpaused,
 )
 from cloud_hub.core.rollout.judge import JudgeRules
@@ -52,6 +53,8 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 1.0
 GATHER_S: Final = 0.1
 LOOK_EVERY_S: Final = 60.0
+ABSENT_S: Final = 60.0
+"""Turns are a second apart. After so long without one the hub was away, or the clock was set."""
 MAX_SWAPS_AT_ONCE: Final = 1024
 
 
@@ -60,7 +63,7 @@ class RolloutRunner(ThreadLoop):
 
     `evidence` is asked for with the first look; `size_of` says how many bytes a release takes on a board's
     disk. `submit` carries out a look somewhere; by default on a thread of its own. `hears`: whether boards
-    could be heard; while they could not, they owe no answer.
+    could be heard; while they could not, they owe no answer, nor between two turns that are `absent_s` apart.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class RolloutRunner(ThreadLoop):
         clock_s: Callable[[], float] = time.time,
         submit: Submit | None = None,
         hears: Callable[[], bool] = lambda: True,
+        absent_s: float = ABSENT_S,
     ) -> None:
         super().__init__("rollouts", gather_s=GATHER_S)
         self._store = store
@@ -85,14 +89,26 @@ class RolloutRunner(ThreadLoop):
         self._clock_s = clock_s
         self._submit: Submit = submit or self._on_a_thread
         self._hears = hears
+        self._absent_s = absent_s
+        self._heard_s: float | None = None
         self._looks: ThreadPoolExecutor | None = None
         self._desired = DesiredStates(store.database, publish, prefix=prefix, size_of=size_of)
         # The oldest first.
         self._runs: dict[str, RolloutRun] = {}
-        self._is_loaded = self._has_slept_off = False
+        self._is_loaded = False
         self._gate = threading.Lock()
         self._online: set[str] = set()
         self._is_connected_anew = False
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            StoreError: when the store cannot say when a board was last heard.
+        """
+        # Now, for the first message that comes makes it look as if the hub had never been away.
+        self._heard_s = self._last_heard_s()
+        super().start()
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Finish the turn at hand and end the thread."""
@@ -132,6 +148,7 @@ class RolloutRunner(ThreadLoop):
     def _turn(self) -> None:
         if not self._is_loaded:
             self._runs.clear()
+        self._excuse()
         # Before new rollouts are taken up: what was reported until now answers none of their offers.
         self._take_swaps()
         self._take_up()
@@ -140,6 +157,7 @@ class RolloutRunner(ThreadLoop):
             is_anew, self._is_connected_anew = self._is_connected_anew, False
         if not self._runs:
             self._is_loaded = True
+            self._note_heard()
             return
         if is_anew or not self._is_loaded:
             self._desired.tell_all()
@@ -152,6 +170,7 @@ class RolloutRunner(ThreadLoop):
             self._desired.tell(run.look(self._evidence, self._submit, now_s=now_s))
         self._desired.tell(online)
         self._desired.flush()
+        self._note_heard()
 
     # --- what comes in -------------------------------------------------------------------------------------
 
@@ -165,23 +184,35 @@ class RolloutRunner(ThreadLoop):
                 self._store.database, row, rules=self._rules, look_every_s=self._look_every_s
             )
         if not fresh:
-            self._has_slept_off = True
             return
         # The database's order is the order in which they began.
         self._runs = {name: self._runs[name] for name in names if name in self._runs}
-        if not self._has_slept_off:
-            self._sleep_off()
+        self._excuse()
         self._watch_fleet()
         for name in fresh:
             if name in self._runs:
                 self._desired.tell(self._runs[name].feed([Resumed()], now_s=self._clock_s()))
 
-    def _sleep_off(self) -> None:
-        """While the hub was away, boards owed it no answer: as if offline since it last heard one."""
-        heard_s = self._store.database.run(last_heard_ms) / 1000
+    def _excuse(self) -> None:
+        """While they could not be heard, boards owed no answer."""
+        if not self._runs:
+            return
+        now_s = self._clock_s()
+        if self._heard_s is None:
+            self._heard_s = self._last_heard_s()
+        elif now_s - self._heard_s <= self._absent_s:
+            return
+        unheard = Unheard(min(self._heard_s, now_s))
         for run in self._runs.values():
-            self._desired.tell(run.feed(run.all_lost(), now_s=min(heard_s, self._clock_s())))
-        self._has_slept_off = True
+            self._desired.tell(run.feed([unheard], now_s=now_s))
+        self._heard_s = now_s
+
+    def _note_heard(self) -> None:
+        if self._hears():
+            self._heard_s = self._clock_s()
+
+    def _last_heard_s(self) -> float:
+        return self._store.database.run(last_heard_ms) / 1000
 
     def _watch_fleet(self) -> None:
         """Tell every rollout who is there and who is not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from concurrent.futures import Future
 
 from sqlalchemy import insert, update
@@ -92,6 +93,8 @@ class Fleet:
         self.reported = {}
         self.fails = set()
         self.hears = True
+        # These boards' time goes in long steps.
+        self.absent_s = math.inf
         self.size_error = None
         run = store.database.run
         row = {"first_seen_ms": 1, "last_seen_ms": 1, "online": True}
@@ -112,6 +115,7 @@ class Fleet:
             clock_s=lambda: self.now_s,
             submit=_at_once,
             hears=lambda: self.hears,
+            absent_s=self.absent_s,
         )
 
     def size_of(self, number):

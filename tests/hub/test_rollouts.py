@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from sqlalchemy import update
 
 from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.core.rollout.findings import Health, HealthRules, Metric, Worse
@@ -21,6 +22,7 @@ from cloud_hub.core.rollout.waves import Wave
 from cloud_hub.errors import NotFoundError, RolloutError, StoreUnavailableError
 from cloud_hub.registry import release_directory
 from cloud_hub.rollouts import run as run_module
+from cloud_hub.rollouts import runner as runner_module
 from cloud_hub.rollouts.settings import sizes_in
 from cloud_hub.rollouts.waves_file import read_plan
 from cloud_hub.store import schema
@@ -293,6 +295,65 @@ def test_boards_that_reported_to_a_hub_that_was_away_do_not_count_as_silent(flee
     assert [each.outcome for each in fleet.state(rollout).members.values()].count(Outcome.COMMITTED) == 1
     fleet.go_on(1500)
     assert fleet.state(rollout).phase is Phase.DONE
+
+
+@pytest.mark.parametrize("what", ["hub", "broker", "store", "clock"])
+def test_however_long_nobody_could_be_heard_no_board_counts_as_silent(fleet, what, monkeypatch):
+    fleet.absent_s = 60.0
+    fleet.runner = fleet.new_runner()
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    long_s = LIMITS.vanished_after_s + LIMITS.report_within_s
+    match what:
+        case "hub":
+            fleet.now_s += long_s
+            fleet.restart()
+        case "broker":
+            fleet.hears = False
+            for _ in range(2):
+                fleet.turn(long_s / 2)
+            fleet.hears = True
+        case "store":
+            with monkeypatch.context() as patch:
+                patch.setattr(runner_module, "new_swaps", away)
+                for _ in range(2):
+                    with pytest.raises(StoreUnavailableError):
+                        fleet.turn(long_s / 2)
+        case _:
+            # What others say is heard first: it must not make this one late.
+            fleet.report(next(name for name in NAMES if name not in offered(fleet)), "4")
+            fleet.now_s += long_s
+    fleet.turn(1)
+    assert fleet.state(rollout).phase is Phase.RUNNING
+    for _ in range(19):
+        fleet.turn(50)
+    assert fleet.state(rollout).phase is Phase.RUNNING
+    for _ in range(2 * round(LIMITS.report_within_s / 50)):
+        fleet.turn(50)
+    assert fleet.state(rollout).phase is Phase.HALTED
+
+
+def test_a_message_that_comes_first_does_not_hide_that_the_hub_was_away(fleet):
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.turn()
+    fleet.now_s += LIMITS.report_within_s + 1
+    fleet.absent_s = 60.0
+    fleet.runner = fleet.new_runner()
+    turns = []
+    fleet.runner.run_once = lambda: turns.append(1) or 1.0
+    fleet.runner.start()
+    fleet.runner.stop()
+    table = schema.devices
+    now_ms = round(fleet.now_s * 1000)
+    fleet.store.database.run(lambda c: c.execute(update(table).values(last_seen_ms=now_ms)))
+    fleet.turn()
+    assert fleet.state(rollout).phase is Phase.RUNNING
+
+
+def away(connection, limit):
+    raise StoreUnavailableError("the database is away")
 
 
 def test_a_board_that_stays_silent_beside_a_hub_at_work_halts(fleet):

@@ -37,6 +37,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Unheard:
+    """No device could be heard from this time until now: the hub, its broker or its store was away."""
+
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Removed:
     """A device is no longer of the fleet."""
 
@@ -115,6 +122,7 @@ Event = (
     | Tick
     | Seen
     | Lost
+    | Unheard
     | Removed
     | Reported
     | Judged

@@ -40,6 +40,20 @@ def with_lost(state: RolloutState, name: str, now_s: float) -> RolloutState:
     return _with(state, name, replace(member, online_since_s=None, waited_s=_waited_s(member, now_s)))
 
 
+def with_unheard(state: RolloutState, since_s: float, now_s: float) -> RolloutState:
+    """From `since_s` until now no device could answer: none of that time counts."""
+    members = {name: _unheard(member, since_s, now_s) for name, member in state.members.items()}
+    return replace(state, members=members)
+
+
+def _unheard(member: Member, since_s: float, now_s: float) -> Member:
+    unheard_s = member.unheard_s
+    if member.reached_s is not None and is_awaited(member):
+        unheard_s += max(now_s - max(since_s, member.reached_s), 0.0)
+    waited_s = _waited_s(member, since_s)
+    return replace(member, online_since_s=None, waited_s=waited_s, unheard_s=unheard_s)
+
+
 def _waited_s(member: Member, now_s: float) -> float:
     if member.online_since_s is None or member.reached_s is None:
         return member.waited_s
@@ -54,7 +68,7 @@ def is_awaited(member: Member) -> bool:
 def silent_at_s(state: RolloutState, member: Member) -> float:
     """When a device that owes an answer will count as failed, if it stays as it is."""
     assert member.reached_s is not None
-    vanished_s = member.reached_s + state.limits.vanished_after_s
+    vanished_s = member.reached_s + state.limits.vanished_after_s + member.unheard_s
     if member.online_since_s is None:
         return vanished_s
     since_s = max(member.online_since_s, member.reached_s)

@@ -11,7 +11,7 @@ The state is written down before the effects are carried out; the hub may be kil
 Events may come twice, too, and late.
 
 Time is an argument: the hub's wall clock, for a rollout outlives its process. When it jumps back, waits grow
-longer, and nothing else happens.
+longer, and nothing else happens; a jump forward is told by `Unheard`, for nobody was late in that time.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from cloud_hub.core.rollout.events import (
     Seen,
     TakeBack,
     Tick,
+    Unheard,
     Unpaused,
 )
 from cloud_hub.core.rollout.findings import Health, HealthRules
@@ -58,6 +59,7 @@ from cloud_hub.core.rollout.members import (
     with_report,
     with_seen,
     with_silent,
+    with_unheard,
 )
 from cloud_hub.core.rollout.state import (
     MAX_SCENE_S,
@@ -152,6 +154,8 @@ def next_state(state: RolloutState, event: Event, *, now_s: float) -> Step:  # n
             effects = [] if is_known else _of_the_group(state, event.device.name)
         case Lost():
             state = with_lost(state, event.device, now_s)
+        case Unheard():
+            state = with_unheard(state, event.since_s, now_s) if state.is_widening else state
         case Removed():
             members = {name: each for name, each in state.members.items() if name != event.device}
             state = replace(state, members=members)

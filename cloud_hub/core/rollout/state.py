@@ -46,7 +46,8 @@ class RolloutLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     committed is enough, if they are at least `min_reached_share` of all devices of the waves opened so far.
 
     A device is silent after `report_within_s` online without a report, or `vanished_after_s` after it was
-    first online with the offer, wherever it is since. One that was never online since is neither.
+    first online with the offer, wherever it is since. One that was never online since is neither. Time in
+    which the hub could hear nobody does not count.
     """
 
     max_failed_share: float = 0.1
@@ -77,7 +78,7 @@ class Member(msgspec.Struct, frozen=True):
     `before` is the release that it was to run when it became a member, empty where that was none.
 
     `reached_s` is when it was first online with the offer; `waited_s` how long it has been online since,
-    up to `online_since_s`.
+    up to `online_since_s`; `unheard_s` how long nobody could have heard it since.
     """
 
     wave: int
@@ -85,6 +86,7 @@ class Member(msgspec.Struct, frozen=True):
     is_offered: bool = False
     reached_s: float | None = None
     waited_s: float = 0.0
+    unheard_s: float = 0.0
     outcome: Outcome = Outcome.NONE
     reason: str = ""
     before: str = ""
