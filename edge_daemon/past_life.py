@@ -2,6 +2,10 @@
 
 It holds the kernel's boot id. A power cut leaves it as well, but the machine has another boot id then: that
 is no fault of the daemon's. A board that cannot write the file never counts a crash.
+
+The state of a swap has a boot id of its own. What counts against a bundle must be written in one piece with
+the attempt that it counts against: with two files, a crash between two writes would count for nobody, or for
+the next bundle. This one is for people and for health, and is there on boards that take no releases.
 """
 
 from __future__ import annotations

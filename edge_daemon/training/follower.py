@@ -154,7 +154,8 @@ class Follower:
     # --- the follower's thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._load()
+        for learner in self._learners.values():
+            self._load(learner)
         while not self._is_stopping:
             try:
                 with contextlib.suppress(queue.Empty):
@@ -166,18 +167,17 @@ class Follower:
                 self._begin_anew()
         self._runner.stop()
 
-    def _load(self) -> None:
-        for learner in self._learners.values():
-            try:
-                learner.load()
-                if (heads := learner.heads()) is not None:
-                    self._around.on_heads(learner.model, heads)
-            except OSError as error:
-                log.warning("rounds of %s start without their files: %s", learner.model, error)
-            except Exception:
-                # Nor must a defect in one model's files end all that follow.
-                log.exception("defect in the files of rounds model=%s", learner.model)
-            self._append_pending(learner)
+    def _load(self, learner: Learner) -> None:
+        try:
+            learner.load()
+            if (heads := learner.heads()) is not None:
+                self._around.on_heads(learner.model, heads)
+        except OSError as error:
+            log.warning("rounds of %s start without their files: %s", learner.model, error)
+        except Exception:
+            # Nor must a defect in one model's files end all that follow.
+            log.exception("defect in the files of rounds model=%s", learner.model)
+        self._append_pending(learner)
 
     def _begin_anew(self) -> None:
         """Wait for the next offer, with what must not be forgotten."""
@@ -240,11 +240,27 @@ class Follower:
     def _swapped(self, bundle: Bundle) -> None:
         model = bundle.graph.model
         learner = self._learners.get(model)
-        if learner is not None and learner.bundle.graph_sha256 == bundle.graph_sha256:
-            self._bundles[model] = bundle
+        if learner is None:
+            # No examples of it are kept either.
+            self._bundles.pop(model, None)
+            return
+        self._bundles[model] = bundle
+        if learner.bundle.graph_sha256 == bundle.graph_sha256:
             learner.take_bundle(bundle)
-        elif self._bundles.pop(model, None) is not None:
-            log.info("another graph answers: no rounds until the next start model=%s", model)
+        elif bundle.train_step is not None:
+            self._learn_another_graph(learner, bundle)
+        else:
+            self._feed(learner, Cleared())
+
+    def _learn_another_graph(self, before: Learner, bundle: Bundle) -> None:
+        """Begin anew with another graph: all but what this board has voted and still has to send."""
+        training = self._runner.training
+        if training is not None and training.learner is before:
+            log.info("training stopped model=%s reason=another graph answers", before.model)
+            self._runner.stop()
+        self._wanted_bases.pop(before.model, None)
+        self._learners[before.model] = before.for_graph_of(bundle)
+        self._load(self._learners[before.model])
 
     def _receive(self, message: RoundOffer | TrainingBase | None) -> None:
         match message:

@@ -59,6 +59,7 @@ class Learner:
         self.model = bundle.graph.model
         self.rounds = RoundsState()
         self.finished: Finished | None = None
+        self.damaged_before = 0
         self._device = device
         self._step = bundle.train_step
         self._directory = directory / self.model
@@ -70,10 +71,16 @@ class Learner:
         self.bundle = bundle
         self._own_digest = weights_digest(bundle.parameters())
 
+    def for_graph_of(self, bundle: Bundle) -> Learner:
+        """The same model's part in rounds of another graph; it is to be loaded."""
+        after = Learner(bundle, self._device, self._directory.parent)
+        after.damaged_before = self.damaged
+        return after
+
     @property
     def damaged(self) -> int:
         """Files found damaged since the start."""
-        return self._state.damaged
+        return self.damaged_before + self._state.damaged
 
     @property
     def pending(self) -> Pending | None:
