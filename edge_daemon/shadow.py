@@ -16,12 +16,14 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.burst import Burst
 from edge_cascade.errors import CascadeError
 from edge_cascade.ladder import Ladder
 from edge_cascade.messages import (
@@ -81,6 +83,8 @@ class _Comparison:
     ladder: Ladder
     share: float
     scenes: Scenes
+    held_bytes: int
+    """About what the other bundle takes."""
 
 
 class _Drawn(msgspec.Struct, frozen=True):
@@ -111,6 +115,7 @@ class Shadow:
         self._asked: dict[str, Shadowing] = {}
         self._lock = threading.Lock()
         self._drawn: queue.Queue[_Drawn | None] = queue.Queue(MAX_WAITING)
+        self._burst = Burst()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self.pairs = 0
@@ -175,15 +180,19 @@ class Shadow:
             drawn = None
             with contextlib.suppress(queue.Empty):
                 drawn = self._drawn.get(timeout=LOOK_S)
-            try:
-                self._turn(drawn)
-            except Exception:
-                # A defect in here must not keep anything from being compared later.
-                log.exception("defect while shadowing")
+            self._guard(self._turn, drawn)
             if self._stopping.is_set() and self._drawn.empty():
                 break
         for comparison in self._comparisons.values():
-            self._report(comparison, is_last=True)
+            self._guard(partial(self._report, is_last=True), comparison)
+
+    def _guard(self, act: Callable[..., None], *arguments: object) -> None:
+        try:
+            act(*arguments)
+        except Exception:
+            # A defect in here must not keep anything from being compared later.
+            if self._burst.note(now_s=self._around.clock.monotonic_s()) is not None:
+                log.exception("defect while shadowing")
 
     def _turn(self, drawn: _Drawn | None) -> None:
         self._take_terms()
@@ -203,13 +212,14 @@ class Shadow:
             with self._lock:
                 if model not in self._asked:
                     self._comparisons[model] = comparison
+                    self._count_held()
                     self._shares[model] = (comparison.serving.bundle_id, comparison.share)
 
     def _begin(self, shadowing: Shadowing) -> _Comparison | None:
         asked = shadowing.asked
         if asked.shadow_ppm == 0 or shadowing.other_directory is None:
             return None
-        held_bytes = read_rss_bytes()
+        before_bytes = read_rss_bytes()
         try:
             other = load_bundle(shadowing.other_directory)
             if asked.bundle.hex() not in {shadowing.serving, other.bundle_id}:
@@ -223,12 +233,13 @@ class Shadow:
         if serving.bundle_id != shadowing.serving:
             # It was swapped meanwhile, and the swapper says so next.
             return None
-        self.held_bytes += max(read_rss_bytes() - held_bytes, 0)
+        held_bytes = max(read_rss_bytes() - before_bytes, 0)
         log.info(
             "shadowing model=%s serving=%s other=%s share=%.3f",
             asked.model, serving.bundle_id[:12], other.bundle_id[:12], asked.shadow_ppm / 1e6,
         )  # fmt: skip
-        return _Comparison(serving, other, ladder, asked.shadow_ppm / 1e6, Scenes(asked.scene_s))
+        share, scenes = asked.shadow_ppm / 1e6, Scenes(asked.scene_s)
+        return _Comparison(serving, other, ladder, share, scenes, held_bytes)
 
     def _end(self, model: str) -> None:
         ended = self._comparisons.pop(model, None)
@@ -237,8 +248,10 @@ class Shadow:
         self._report(ended, is_last=True)
         del ended
         give_back_memory()
-        if not self._comparisons:
-            self.held_bytes = 0
+        self._count_held()
+
+    def _count_held(self) -> None:
+        self.held_bytes = sum(each.held_bytes for each in self._comparisons.values())
 
     def _compare(self, drawn: _Drawn) -> None:
         comparison = self._comparisons.get(drawn.model)

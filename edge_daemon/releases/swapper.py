@@ -432,7 +432,9 @@ class Swapper:
         state = swap.state
         other = state.live if swap.serving != state.live else state.previous
         directory = None if other is None else self._directory_of(swap, other)
-        shadowing = Shadowing(swap.asked, swap.serving, directory)
+        # Without what is no shadow's affair: other terms end its scenes.
+        asked = replace(swap.asked, size_bytes=0, audit_ppm=0)
+        shadowing = Shadowing(asked, swap.serving, directory)
         if shadowing != swap.shadowing:
             swap.shadowing = shadowing
             self._hands.on_shadowing(shadowing)

@@ -231,9 +231,9 @@ class Board:
         self.hear(**terms)
         self.wait(self.is_comparing)
 
-    def hear(self, *, ppm=1_000_000, bundle=None, serving=None, other=True, scene_s=300):
+    def hear(self, *, model="digits", ppm=1_000_000, bundle=None, serving=None, other=True, scene_s=300):
         asked = DesiredModel(
-            "digits", "4", bytes.fromhex(bundle or self.bundle.bundle_id), shadow_ppm=ppm, scene_s=scene_s
+            model, "4", bytes.fromhex(bundle or self.bundle.bundle_id), shadow_ppm=ppm, scene_s=scene_s
         )
         directory = find_bundle("vibration") if other else None
         self.shadow.hear(Shadowing(asked, serving or self.bundle.bundle_id, directory))
@@ -427,6 +427,35 @@ def test_cases_stop_at_the_allowance_and_so_do_pairs(bundles):
     items = board.stopped()
     assert sum(not is_report(item) for item in items) == 3
     assert reports_of(items)[0].scenes[0].pairs == 3
+
+
+def test_what_the_other_bundles_take_is_theirs_as_long_as_they_are_compared_and_no_longer(board, monkeypatch):
+    resident = iter(range(0, 10**9, 10**6))
+    monkeypatch.setattr("edge_daemon.shadow.read_rss_bytes", lambda: next(resident))
+    board.hear(model="vibration")
+    board.compare()
+    board.wait(lambda: board.shadow.held_bytes == 2 * 10**6)
+    for ppm in (900_000, 800_000, 700_000):
+        board.opened.clear()
+        board.compare(ppm=ppm)
+        assert board.opened.is_set()
+    assert board.shadow.held_bytes == 2 * 10**6
+
+    board.hear(ppm=0)
+    board.wait(lambda: board.shadow.held_bytes == 10**6)
+    board.hear(model="vibration", ppm=0)
+    board.wait(lambda: board.shadow.held_bytes == 0)
+
+
+def test_defect_that_comes_with_every_sample_is_said_once(board, caplog):
+    board.compare()
+    board.ladder.error = ValueError("odd shape")
+    for seq in range(20):
+        board.observe(seq)
+    board.ladder.asked.acquire(timeout=20)
+
+    assert board.stopped() == []
+    assert caplog.text.count("defect while shadowing") == 1
 
 
 def test_scene_that_is_over_is_reported_while_others_go_on(board):

@@ -10,6 +10,7 @@ from itertools import count, pairwise
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from edge_cascade.bundle import load_bundle
 from edge_cascade.messages import SHIPPED, DesiredModel, DesiredState
@@ -259,6 +260,23 @@ def test_the_same_wish_again_swaps_nothing(board, other_dir):
     wait_until(lambda: len(board.reports) == 2, WAIT_S)
     assert [release for release, _, _ in board.reports] == ["7", SHIPPED]
     assert len(board.source.fetched) == 1
+
+
+def test_what_is_to_be_shadowed_is_told_again_only_where_it_changes(board, other_dir):
+    other = board.want("7", other_dir)
+    board.swap(other)
+    asked = DesiredModel("tiny", "7", bytes.fromhex(other), shadow_ppm=1000, size_bytes=1000)
+    for each in (
+        asked,
+        replace(asked, size_bytes=0),
+        replace(asked, audit_ppm=5000),
+        replace(asked, shadow_ppm=2000),
+    ):
+        board.swapper.hear(DesiredState("dev-1", 1, [each]))
+        wait_until(lambda each=each: board.swapper._swaps["tiny"].asked == each, WAIT_S)
+    wait_until(lambda: board.shadowings[-1].asked.shadow_ppm == 2000, WAIT_S)
+    told = [shadowing.asked.shadow_ppm for shadowing in board.shadowings]
+    assert told[-3:] == [0, 1000, 2000]
 
 
 def test_the_bundle_on_trial_is_named_on_disk_before_it_answers(board, other_dir):
