@@ -239,6 +239,9 @@ class RolloutRunner(ThreadLoop):
             note = partial(note_orders, ids=[order.id for order in orders])
             run = self._runs.get(name)
             if run is None:
+                if not self._store.database.run(partial(get_rollout, rollout_id=name)).state.is_closed:
+                    # Started since this turn began: the next one takes it up.
+                    continue
                 self._store.database.run(note)
                 log.warning("orders come too late, the rollout is closed rollout=%s", name)
                 continue

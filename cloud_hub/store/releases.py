@@ -64,12 +64,16 @@ def get_release(connection: Connection, release_id: int) -> RowMapping:
 
 
 def take_release(connection: Connection, release_id: int) -> RowMapping:
-    """One release, which nobody else takes out of service until the end of the transaction.
+    """One release: until the end of the transaction nobody else takes one of its model out of service, or
+    begins a rollout of any.
 
     Raises:
         NotFoundError: when there is none of this id.
     """
-    connection.execute(select(_releases.c.id).where(_releases.c.id == release_id).with_for_update())
+    model = select(_releases.c.model).where(_releases.c.id == release_id).scalar_subquery()
+    # In the order of `uses.registered`: two that lock rows in one order cannot wait for each other.
+    query = select(_releases.c.id).where(_releases.c.model == model).order_by(_releases.c.id)
+    connection.execute(query.with_for_update())
     return get_release(connection, release_id)
 
 

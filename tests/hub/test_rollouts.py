@@ -23,11 +23,13 @@ from cloud_hub.errors import NotFoundError, RolloutError, StoreUnavailableError
 from cloud_hub.registry import release_directory
 from cloud_hub.rollouts import run as run_module
 from cloud_hub.rollouts import runner as runner_module
+from cloud_hub.rollouts.orders import order
 from cloud_hub.rollouts.settings import sizes_in
+from cloud_hub.rollouts.start import start_rollout
 from cloud_hub.rollouts.waves_file import read_plan
 from cloud_hub.store import schema
 from cloud_hub.store.acts import list_acts
-from cloud_hub.store.rollouts import labels_of, mark_release, new_swaps, set_labels
+from cloud_hub.store.rollouts import labels_of, mark_release, new_orders, new_swaps, set_labels
 from cloud_hub.store.store import Store
 from edge_cascade.messages import SHIPPED
 from tests.hub.rollouts_fleet import GOOD, LIMITS, WAVES, WORSE, Fleet
@@ -401,6 +403,28 @@ def test_a_broker_that_was_away_is_told_when_it_is_back(fleet):
     fleet.runner.connected()
     fleet.turn()
     assert len(offered(fleet)) == 1
+
+
+def test_an_order_of_a_rollout_that_began_in_the_middle_of_a_turn_is_taken_in_the_next(fleet, monkeypatch):
+    fleet.release(5)
+    fleet.start(5)
+    fleet.release(6, model="fan")
+    begun = []
+
+    def begin_and_pause(connection):
+        if not begun:
+            begun.append(
+                start_rollout(
+                    connection, 6, by="ann", now_ms=round(fleet.now_s * 1000), is_signed=lambda *_: True
+                )
+            )
+            order(connection, begun[0], "pause", by="ann", now_ms=round(fleet.now_s * 1000))
+        return new_orders(connection)
+
+    monkeypatch.setattr(runner_module, "new_orders", begin_and_pause)
+    fleet.turn()
+    fleet.turn()
+    assert fleet.state(begun[0]).phase is Phase.PAUSED
 
 
 def test_a_board_that_comes_online_is_told_again_with_the_same_revision(fleet):
