@@ -2,14 +2,14 @@
 
 import json
 import threading
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from cloud_hub.__main__ import main
 from cloud_hub.errors import StoreUnavailableError
 from cloud_hub.rollouts import settings
-from cloud_hub.rollouts.renewal import DAY_S, LOOK_AGAIN_S, Renewal
+from cloud_hub.rollouts.renewal import LOOK_AGAIN_S, LOOK_S, Renewal
 from cloud_hub.store.store import Store
 from tests.hub.rollouts_fleet import WELL, WORSE, Fleet
 from tests.hub.test_rest import Api
@@ -215,9 +215,28 @@ def test_signatures_are_renewed_once_a_day_and_sooner_after_a_failure(tmp_path, 
     renewal = Renewal(tmp_path, renew)
     assert renewal.run_once() == LOOK_AGAIN_S
     (tmp_path / "tuf").mkdir()
-    assert [renewal.run_once() for _ in range(3)] == [LOOK_AGAIN_S, LOOK_AGAIN_S, DAY_S]
+    assert [renewal.run_once() for _ in range(3)] == [LOOK_AGAIN_S, LOOK_AGAIN_S, LOOK_S]
     assert renewed == [(tmp_path / "tuf", UTC)]
     assert "boards refuse them once they expire reason=disk full" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("hours", "renewals"),
+    [
+        ([0, 1, 23], 1),
+        ([0, 23, 25], 2),
+        # The machine slept, or its clock was set after the start: the thread's own waits know nothing of it.
+        ([0, 24 * 365], 2),
+        ([0, -2], 2),
+    ],
+)
+def test_signatures_are_renewed_by_the_wall_clock(tmp_path, hours, renewals):
+    renewed = []
+    times = iter([datetime(2026, 7, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in hours])
+    renewal = Renewal(tmp_path, lambda _, now: renewed.append(now), clock=lambda: next(times))
+    (tmp_path / "tuf").mkdir()
+    assert [renewal.run_once() for _ in hours] == [LOOK_S] * len(hours)
+    assert len(renewed) == renewals
 
 
 def test_the_renewal_ends_with_the_hub(tmp_path):
