@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 DAY: Final = timedelta(days=1)
 LOOK_AGAIN_S: Final = 3600.0
 LOOK_S: Final = 60.0
-"""At the clock: what is waited for does not run while a machine sleeps, and clocks are set after the start."""
+"""At the clock: a wait does not go on while the machine sleeps, and clocks are set after the start."""
 
 Renew = Callable[[Path, datetime], None]
 
@@ -42,8 +42,8 @@ def renew_online(directory: Path, now: datetime) -> None:
 
 
 class Renewal(ThreadLoop):
-    """Renews once a day by the wall clock, at the start, and when the clock was set back; what failed is tried
-    again within the hour.
+    """Renews once a day by the wall clock, at the start, and when the clock was set back; what failed is
+    tried again within the hour.
     """
 
     def __init__(
