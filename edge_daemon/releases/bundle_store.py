@@ -52,7 +52,7 @@ class BundleStore:
         return directory.is_dir() and not directory.is_symlink()
 
     def room_for(self, model: str, bundle: str) -> int:
-        """Bytes that a bundle may take: what is free, and what its interrupted download has already.
+        """Bytes that a bundle may take: what is free, and what of it is here already, whole or interrupted.
 
         Raises:
             OSError: as it came.
@@ -61,7 +61,7 @@ class BundleStore:
         while not existing.exists():
             existing = existing.parent
         status = os.statvfs(existing)
-        begun = _size_of(self.part_of(model, bundle))
+        begun = _size_of(self.part_of(model, bundle)) + _size_of(self.directory_of(model, bundle))
         return max(status.f_bavail * status.f_frsize - RESERVE_BYTES, 0) + begun
 
     def keep(self, model: str, bundles: Iterable[str]) -> None:
