@@ -51,17 +51,21 @@ async def _blob(hub: Context, request: web.Request) -> web.StreamResponse:
 
 async def _delta(hub: Context, request: web.Request) -> web.StreamResponse:
     held, wanted = request.match_info["held"], request.match_info["wanted"]
-    made = None
     if _DIGEST.fullmatch(held) and _DIGEST.fullmatch(wanted):
         loop = asyncio.get_running_loop()
-        if await loop.run_in_executor(None, hub.blobs.is_made, held, wanted):
-            made = await loop.run_in_executor(None, hub.blobs.delta, held, wanted)
-        else:
+        made = None
+        kept = await loop.run_in_executor(None, hub.blobs.kept_delta, held, wanted)
+        if kept is None:
             async with hub.delta_turns:
                 made = await loop.run_in_executor(None, hub.blobs.delta, held, wanted)
-    if made is None:
-        raise NotFoundError("no difference leads there; fetch the whole file")
-    return web.Response(body=made, content_type=OCTETS)
+            kept = await loop.run_in_executor(None, hub.blobs.kept_delta, held, wanted)
+        if kept is not None and kept.size_bytes:
+            # From the disk: a whole fleet that fetches slowly must not have a copy each in memory.
+            with suppress(FileNotFoundError):
+                return await send_file(request, kept.path, kept.sha256, OCTETS)
+        elif made is not None:
+            return web.Response(body=made, content_type=OCTETS)
+    raise NotFoundError("no difference leads there; fetch the whole file")
 
 
 FLEET_ROUTES: Final[tuple[Route, ...]] = (
@@ -76,6 +80,6 @@ FLEET_ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "GET", "/v1/fleet/deltas/{model}/{held}/{wanted}", _delta, "fetch",
         "The difference of two weights parts", "fleet", None, OCTETS,
-        path_parameters=("model", "held", "wanted"), errors=(404,),
+        path_parameters=("model", "held", "wanted"), errors=(404,), also=(206,),
     ),
 )  # fmt: skip

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +36,15 @@ MAX_DELTAS: Final = 64
 
 class _Files(msgspec.Struct, frozen=True):
     files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptDelta:
+    """A difference on disk; of no bytes where the whole blob is as short."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
 
 
 class ReleaseBlobs:
@@ -68,7 +79,8 @@ class ReleaseBlobs:
         with self._gate:
             making = self._making.setdefault(name, threading.Lock())
         with making:
-            made = self._kept_delta(name)
+            kept = self._kept_delta(name)
+            made = None if kept is None else _read(kept)
             if made is None:
                 made = _make_delta(*ways)
                 if made is not None:
@@ -77,9 +89,16 @@ class ReleaseBlobs:
             self._making.pop(name, None)
         return made or None
 
-    def is_made(self, held: str, wanted: str) -> bool:
-        """Whether `delta` has it on disk."""
-        return self._ways(held, wanted) is not None and self._kept_delta(f"{held}.{wanted}") is not None
+    def kept_delta(self, held: str, wanted: str) -> KeptDelta | None:
+        """What `delta` has on disk. Reads all of it, a little at a time."""
+        path = None if self._ways(held, wanted) is None else self._kept_delta(f"{held}.{wanted}")
+        if path is None:
+            return None
+        try:
+            with path.open("rb") as file:
+                return KeptDelta(path, hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
+        except OSError:
+            return None
 
     def weights_parts(self) -> frozenset[str]:
         """The digests of the weights parts that are here."""
@@ -94,16 +113,17 @@ class ReleaseBlobs:
             before, after = self._weights.get(held), self._weights.get(wanted)
         return None if before is None or after is None or held == wanted else (before, after)
 
-    def _kept_delta(self, name: str) -> bytes | None:
+    def _kept_delta(self, name: str) -> Path | None:
         path = self._deltas / name
         try:
-            content = path.read_bytes()
+            with path.open("rb") as file:
+                begins = file.read(len(MAGIC))
             # What is asked for stays.
-            path.touch()
+            os.utime(path)
         except OSError:
             return None
         # What another version of the hub has written in another way is made anew.
-        return content if content.startswith(MAGIC) or not content else None
+        return path if begins in {b"", MAGIC} else None
 
     def _keep_delta(self, name: str, content: bytes) -> None:
         """An empty file says that the whole blob is as short."""
@@ -121,10 +141,10 @@ class ReleaseBlobs:
         names = frozenset(path.parent.name for path in self._releases.glob(f"[0-9a-f]*/{BUNDLE}"))
         if names != self._seen:
             self._paths, self._weights = {}, {}
+            self._seen = names
             for directory in (*self._shipped, *(self._releases / name / BUNDLE for name in sorted(names))):
                 for sha256, path in self._files_of(directory):
                     self._paths[sha256] = path
-            self._seen = names
         # A policy's file is named by its digest.
         self._paths.update((path.name, path) for path in self._policies.glob("[0-9a-f]*"))
 
@@ -134,7 +154,12 @@ class ReleaseBlobs:
             try:
                 content = path.read_bytes()
                 files = msgspec.json.decode(content, type=_Files).files
-            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except OSError as error:
+                log.warning("release cannot be served now path=%s reason=%s", path, error)
+                # Too many open files, a disk that hangs: the next who asks may have better luck.
+                self._seen = None
+                continue
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 log.warning("release cannot be served path=%s reason=%s", path, error)
                 continue
             digest = hashlib.sha256(content).hexdigest()
@@ -170,6 +195,13 @@ def _make_delta(before: Path, after: Path) -> bytes | None:
         log.warning("no difference of weights from=%s to=%s reason=%s", before, after, error)
         return b""
     return made if len(made) < len(wanted) else b""
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _asked_at(path: Path) -> float:

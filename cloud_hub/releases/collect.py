@@ -7,6 +7,7 @@ rollout can begin with it in between, and whoever is killed there leaves files t
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +89,19 @@ def _measured(state_dir: Path, release: Held) -> Collected:
         model=release.model,
         bundle=release.bundle,
         state=release.state.value,
-        size_bytes=sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
+        size_bytes=_size_of(directory),
     )
+
+
+def _size_of(directory: Path) -> int:
+    size_bytes = 0
+    try:
+        for path in directory.rglob("*"):
+            status = path.lstat()
+            size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    except FileNotFoundError:
+        log.debug("somebody else collects as well directory=%s", directory)
+    return size_bytes
 
 
 def _remove(database: Database, state_dir: Path, releases: Iterable[Held], *, now_s: float) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import logging
 import os
+import shutil
 import ssl
 import threading
 from contextlib import contextmanager
@@ -21,12 +22,16 @@ from cloud_hub.admin.tls import Certificate, certificate_of
 from cloud_hub.admin.tokens import create_token
 from cloud_hub.config import HttpSection, load_config, warnings_about
 from cloud_hub.errors import ConfigError
-from cloud_hub.releases.blobs import ReleaseBlobs
+from cloud_hub.registry import release_directory
+from cloud_hub.releases.blobs import DELTAS, ReleaseBlobs
 from cloud_hub.releases.layout import BLOBS, METADATA
 from cloud_hub.rollouts.settings import TUF
 from cloud_hub.store.store import Store
+from edge_cascade.bundle import WEIGHTS, WEIGHTS_BLOB, load_bundle
+from edge_cascade.weights_delta import apply_weights
 from edge_daemon.clock import SystemClock
 from edge_daemon.releases.http_fetch import HttpFleet, UnreachableError, parse_address
+from tests.bundles import build
 from tests.device.test_http_fetch import certificate
 
 CONTENT = bytes(range(256)) * 4096
@@ -209,6 +214,29 @@ def test_however_many_wait_for_a_difference_files_are_served(fetcher, port, toke
     for each in waiting:
         assert each.answer()[::2] == (200, b"a difference")
         each.connection.close()
+
+
+def test_a_difference_is_made_by_the_first_who_asks_and_sent_from_the_disk(fetcher, store, tmp_path):
+    parts, contents = [], []
+    for seed in (0, 7):
+        directory = build(tmp_path / f"seed{seed}", seed=seed) / "bundle"
+        bundle = load_bundle(directory)
+        shutil.copytree(directory, release_directory(store.state_dir, bundle.bundle_id))
+        parts.append(bundle.weights_sha256)
+        contents.append((directory / WEIGHTS / WEIGHTS_BLOB).read_bytes())
+    path = f"/v1/fleet/deltas/tiny/{parts[0]}/{parts[1]}"
+    for _ in range(2):
+        status, headers, body = fetcher.get(path)
+        assert (status, headers["Content-Type"]) == (200, "application/octet-stream")
+        assert headers["ETag"] == f'"{hashlib.sha256(body).hexdigest()}"'
+        assert apply_weights(contents[0], body, max_bytes=len(contents[1])) == contents[1]
+    status, _, rest = fetcher.get(path, Range="bytes=10-", If_Range=headers["ETag"])
+    assert (status, rest) == (206, body[10:])
+    assert fetcher.get(f"/v1/fleet/deltas/tiny/{parts[0]}/{parts[0]}")[0] == 404
+    # A disk that takes nothing: it is made anew for each.
+    shutil.rmtree(store.state_dir / DELTAS)
+    (store.state_dir / DELTAS).touch()
+    assert fetcher.get(path)[::2] == (200, body)
 
 
 def test_whoever_leaves_in_the_middle_disturbs_nobody(fetcher, port, token, store, caplog):

@@ -1,5 +1,6 @@
 """Files and differences of releases: what boards were shipped with is among them, each difference is made once."""
 
+import hashlib
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -61,11 +62,13 @@ def test_a_difference_is_made_once_whoever_asks_and_survives_the_process(
 ):
     blobs = ReleaseBlobs(tmp_path, [bundles[0]])
     ways = shipped.weights_sha256, better.weights_sha256
-    assert not blobs.is_made(*ways)
+    assert blobs.kept_delta(*ways) is None
     with ThreadPoolExecutor(8) as threads:
         answers = set(threads.map(lambda _: blobs.delta(*ways), range(8)))
     assert len(answers) == len(made) == 1
-    assert blobs.is_made(*ways)
+    kept = blobs.kept_delta(*ways)
+    assert (kept.path.read_bytes(), kept.size_bytes) == (min(answers), len(min(answers)))
+    assert kept.sha256 == hashlib.sha256(min(answers)).hexdigest()
     assert ReleaseBlobs(tmp_path, [bundles[0]]).delta(*ways) in answers
     assert len(made) == 1
 
@@ -112,6 +115,18 @@ def test_what_cannot_be_read_now_is_tried_again_and_nonsense_leaves_nothing_behi
     assert [path.name for path in (tmp_path / DELTAS).iterdir()] == [".".join(ways)]
 
 
+def test_a_release_that_could_not_be_read_once_is_served_later(better, tmp_path, monkeypatch):
+    blobs = ReleaseBlobs(tmp_path)
+
+    def too_many(path):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_bytes", too_many)
+        assert blobs.find(better.weights_sha256) is None
+    assert blobs.find(better.weights_sha256) is not None
+
+
 def test_what_another_version_wrote_is_made_anew(bundles, shipped, better, tmp_path, made):
     ways = shipped.weights_sha256, better.weights_sha256
     (tmp_path / DELTAS).mkdir()
@@ -130,6 +145,6 @@ def test_no_more_than_so_many_are_kept_and_none_that_leads_to_what_is_gone(
     assert len(list((tmp_path / DELTAS).iterdir())) == 1
     assert blobs.delta(*ways) is not None
     shutil.rmtree(release_directory(tmp_path, better.bundle_id).parent)
-    assert not blobs.is_made(*ways)
+    assert blobs.kept_delta(*ways) is None
     prune_deltas(tmp_path)
     assert list((tmp_path / DELTAS).iterdir()) == []

@@ -249,6 +249,13 @@ def test_whoever_is_killed_before_the_files_went_has_them_removed_by_the_next_ca
     assert not left.exists()
 
 
+def test_files_that_somebody_else_collects_meanwhile_stop_nobody(fleet, tmp_path, monkeypatch):
+    directory = files_of(fleet, tmp_path, 5)
+    monkeypatch.setattr("pathlib.Path.rglob", lambda path, _: iter([directory / "file", path / "gone"]))
+    assert collected(fleet, tmp_path) == [5]
+    assert not directory.exists()
+
+
 def test_release_that_was_retired_and_not_removed_is_removed_by_the_next_call(fleet, tmp_path):
     directory = files_of(fleet, tmp_path, 5)
     fleet.store.database.run(lambda c: retire(c, 5, by="ann", now_ms=1))
