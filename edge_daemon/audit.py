@@ -44,7 +44,8 @@ class AuditCoin:
         if raised > self.rate:
             cap = max(cap, self.max_raised_per_hour)
         earned = 0.0 if self._filled_s is None else (now_s - self._filled_s) * cap / 3600.0
-        self._tokens = min(self._tokens + earned, float(cap))
+        # Below one an hour there must be room for one all the same.
+        self._tokens = min(self._tokens + earned, max(cap, 1.0) if cap > 0 else 0.0)
         self._filled_s = now_s
         if self._tokens < 1.0 or self.rng.random() >= rate:
             return 0.0

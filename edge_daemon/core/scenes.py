@@ -99,7 +99,8 @@ class Allowance:
         self._paid = charged
         if self._filled_s is not None:
             earned = (now_s - self._filled_s) * self._per_hour / 3600.0
-            self._left = min(self._left + earned, self._per_hour)
+            # Below one an hour there must be room for one all the same.
+            self._left = min(self._left + earned, max(self._per_hour, 1.0))
         self._filled_s = now_s
         return self._left >= 1.0
 

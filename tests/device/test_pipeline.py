@@ -162,6 +162,10 @@ class TestAuditCoin:
         assert coin.throw(now_s=1801.0) == 1.0
         assert coin.throw(now_s=1802.0) == 0.0
 
+    def test_a_cap_below_one_an_hour_lets_one_fall_in_so_many_hours(self):
+        coin = AuditCoin(1.0, 0.5, random.Random(1))
+        assert [coin.throw(now_s=3600.0 * hour) for hour in range(6)] == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+
     @pytest.mark.parametrize(("rate", "cap"), [(0.0, 100), (0.5, 0)])
     def test_a_rate_or_cap_of_zero_audits_nothing(self, rate, cap):
         coin = AuditCoin(rate, cap, random.Random(1))

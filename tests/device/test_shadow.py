@@ -145,6 +145,14 @@ def test_allowance_is_spent_and_comes_back_with_time():
     assert allowance.allows(now_s=1800.0)
 
 
+def test_allowance_of_less_than_one_an_hour_is_one_in_more_hours_and_none_is_none():
+    allowance = Allowance(0.5)
+    assert [allowance.allows(now_s=3600.0 * hour) for hour in range(3)] == [False, True, True]
+    allowance.charge()
+    assert [allowance.allows(now_s=3600.0 * hour) for hour in (2, 3, 4, 5)] == [False, False, True, True]
+    assert not any(Allowance(0.0).allows(now_s=3600.0 * hour) for hour in range(9))
+
+
 def test_overdrawn_allowance_is_paid_back_first():
     allowance = Allowance(60.0)
     assert allowance.allows(now_s=0.0)
