@@ -202,7 +202,7 @@ class Verify:
 class RunTrial:
     """Run it in a child process; say `TrialPassed` or `Failed`.
 
-    `against` is the bundle whose latency and memory it must not exceed; None: golden outputs only.
+    `against` is the bundle that it is compared with; None: it answered here before, and need only run.
     """
 
     attempt: int

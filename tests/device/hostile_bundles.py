@@ -13,21 +13,29 @@ LARGE = 3 * 2**28
 
 def eats_memory(given):
     """Three gigabytes of zeros, made of two numbers: every board has its limit below that."""
-    return _integers("bad/shape", [LARGE]), [
+    return [_integers("bad/shape", [LARGE])], [
         helper.make_node("Expand", ["bad/zero", "bad/shape"], ["bad/large"]),
         helper.make_node("ReduceSum", ["bad/large"], ["bad/sum"], keepdims=0),
         helper.make_node("Add", [given, "bad/sum"], ["bad/given"]),
     ]
 
 
-def never_ends(given, *, size=768, rounds=9000):
-    """Products of constant matrices, which the runtime computes before it has a session."""
-    return _integers("bad/shape", [size, size]), [
-        helper.make_node("Expand", ["bad/zero", "bad/shape"], ["bad/x0"]),
-        *(
-            helper.make_node("MatMul", [f"bad/x{number}", "bad/x0"], [f"bad/x{number + 1}"])
-            for number in range(rounds)
-        ),
+def never_ends(given, *, size=2**18, rounds=4000):
+    """Products of constants, which the runtime computes before it has a session; each leaves little behind."""
+    shapes = [_integers("bad/wide", [64, size]), _integers("bad/long", [size, 64])]
+    nodes = [
+        helper.make_node("Expand", ["bad/zero", "bad/wide"], ["bad/a"]),
+        helper.make_node("Expand", ["bad/zero", "bad/long"], ["bad/b"]),
+        helper.make_node("Gemm", ["bad/a", "bad/b"], ["bad/x0"]),
+    ]
+    for number in range(rounds):
+        nodes += [
+            # No two are the same: those are computed once.
+            helper.make_node("Gemm", ["bad/a", "bad/b"], [f"bad/p{number}"], alpha=2.0 + number),
+            helper.make_node("Add", [f"bad/x{number}", f"bad/p{number}"], [f"bad/x{number + 1}"]),
+        ]
+    return shapes, [
+        *nodes,
         helper.make_node("ReduceSum", [f"bad/x{rounds}"], ["bad/sum"], keepdims=0),
         helper.make_node("Add", [given, "bad/sum"], ["bad/given"]),
     ]
@@ -53,9 +61,9 @@ def _harmed(model, harm):
     loaded = onnx.load_from_string(model)
     graph = loaded.graph
     given = graph.input[0].name
-    shape, nodes = harm(given)
+    shapes, nodes = harm(given)
     zero = helper.make_tensor("bad/zero", TensorProto.FLOAT, [1], [0.0])
-    graph.initializer.extend([zero, shape])
+    graph.initializer.extend([zero, *shapes])
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name == given:

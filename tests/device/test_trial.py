@@ -120,14 +120,39 @@ def test_a_bundle_that_computes_something_else_here_is_refused(tmp_path, old):
         for rung in plan["rungs"]:
             rung["temperature"] *= 3
     manifest.write_bytes(msgspec.json.encode(weights))
-    error = refusal_of(trial(tmp_path), twisted, None, HOW)
+    error = refusal_of(trial(tmp_path), twisted, old, HOW)
     assert error.failure is Failure.GOLDEN
     assert "deviates" in error.detail
+    # Once it answers, another board's golden outputs are a warning: the way back stays open.
+    assert trial(tmp_path).run(twisted, None, HOW, threading.Event()).deviation
+
+
+@pytest.mark.parametrize(
+    ("serving", "new", "is_refused"),
+    [
+        (0.009, 0.010, False),
+        (0.009, 0.011, True),
+        # A processor that rounds in another way does so for both.
+        (0.030, 0.039, False),
+        (0.030, 0.041, True),
+        (None, 0.011, True),
+        (0.030, None, True),
+    ],
+)
+def test_golden_outputs_are_held_against_what_the_serving_bundle_makes_of_its_own(
+    tmp_path, old, serving, new, is_refused
+):
+    results = [measured(deviation=serving), measured(deviation=new)]
+    run = trial(tmp_path, launch=told(results))
+    if is_refused:
+        assert refusal_of(run, old, old, HOW).failure is Failure.GOLDEN
+    else:
+        run.run(old, old, HOW, threading.Event())
 
 
 def test_a_nan_in_the_golden_outputs_is_refused(tmp_path, old):
-    run = trial(tmp_path, launch=told([measured(deviation=None)]))
-    assert refusal_of(run, old, None, HOW).failure is Failure.GOLDEN
+    run = trial(tmp_path, launch=told([measured(), measured(deviation=None)]))
+    assert refusal_of(run, old, old, HOW).failure is Failure.GOLDEN
 
 
 def test_a_bundle_that_is_slower_than_allowed_is_refused(tmp_path, old):
@@ -138,6 +163,14 @@ def test_a_bundle_that_is_slower_than_allowed_is_refused(tmp_path, old):
     trial(tmp_path, limits, told([measured(), measured(seconds=1.4e-3)])).run(
         old, old, HOW, threading.Event()
     )
+
+
+def test_a_difference_that_no_median_can_tell_from_noise_is_no_latency(tmp_path, old):
+    limits = TrialLimits(max_latency_factor=1.5, least_slower_s=0.0005)
+    noisy = [measured(), measured(seconds=5e-5, against=2e-5)]
+    trial(tmp_path, limits, told(noisy)).run(old, old, HOW, threading.Event())
+    slow = [measured(), measured(seconds=5.3e-4, against=2e-5)]
+    assert refusal_of(trial(tmp_path, limits, told(slow)), old, old, HOW).failure is Failure.LATENCY
 
 
 def test_a_bundle_that_takes_more_memory_than_allowed_is_refused(tmp_path, old):
