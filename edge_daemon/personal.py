@@ -89,6 +89,7 @@ class _Contest:
     own: Bundle
     shared_ladder: Ladder
     own_ladder: Ladder
+    since: int
     scenes: OpenScenes
     standing: Standing = field(default_factory=Standing)
     is_served: bool = False
@@ -225,9 +226,8 @@ class Personal:
         open_ladder = self._around.open_ladder
         try:
             own = with_heads(bundle, load_arrays(heads.content))
-            contest = _Contest(
-                bundle, own, open_ladder(bundle), open_ladder(own), OpenScenes(self._around.scene_s)
-            )
+            scenes = OpenScenes(self._around.scene_s)
+            contest = _Contest(bundle, own, open_ladder(bundle), open_ladder(own), heads.since, scenes)
         except (CascadeError, EdgeError, OSError, MemoryError) as error:
             log.warning("private heads not served model=%s: %s", bundle.graph.model, first_line(error))
             return None
@@ -237,7 +237,8 @@ class Personal:
     def _compare(self, told: _Told) -> None:
         truth = told.truth
         contest = self._contests.get(truth.model)
-        if contest is None or truth.name in contest.counted:
+        # It may have waited while other heads were kept.
+        if contest is None or truth.name[1] <= contest.since or truth.name in contest.counted:
             return
         try:
             own, shared = contest.own_ladder.climb(told.x), contest.shared_ladder.climb(told.x)

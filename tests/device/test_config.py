@@ -488,6 +488,15 @@ def test_without_a_hub_nothing_is_trained(complaint):
     )
 
 
+def test_private_heads_are_served_only_where_there_can_be_some(complaint, load):
+    assert complaint(f"{SMALLEST}[training]\nserve_private_heads = true\n") == (
+        "training.serve_private_heads: private heads come from rounds, and training.enabled is false; change "
+        "one of the two"
+    )
+    text = f'{SMALLEST}[training]\nenabled = true\nhub_key = "{KEY}"\nserve_private_heads = true\n'
+    assert load(text).training.serve_private_heads
+
+
 def test_limits_of_training_are_what_the_rules_take(load):
     training = load(FULL).training
     assert training.vitals_limits == VitalsLimits(60.0, 0.3, 100 * 2**20, True, 5)

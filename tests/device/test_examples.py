@@ -20,7 +20,7 @@ from edge_daemon import example_ledger
 from edge_daemon.config import TrainingConfig
 from edge_daemon.core.examples import ExampleDrop, LabelOutcome, Origin
 from edge_daemon.example_file import ROW_OVERHEAD_BYTES
-from edge_daemon.example_ledger import ExampleLedger, ExampleModel, Judged, Labelled
+from edge_daemon.example_ledger import ExampleLedger, ExampleModel, Judged, Labelled, Truth
 from edge_daemon.example_store import MAX_SAMPLES_A_TURN, ExampleStore
 from edge_daemon.pipeline import Answer, Outcome, Sample
 from edge_daemon.recent import MAX_PER_SENSOR, OVERHEAD_BYTES, RecentSamples, Seen
@@ -636,3 +636,42 @@ def run_sql(path, statement):
     connection = sqlite3.connect(path)
     connection.execute(statement)
     connection.close()
+
+
+def test_whoever_asks_is_told_of_truths_and_not_of_own_answers_or_the_holdout(tmp_path):
+    told = []
+    ledger = ExampleLedger(
+        tmp_path / "truths.sqlite",
+        {"m": MODEL},
+        max_examples=100,
+        max_bytes=2**20,
+        on_truth=lambda truth, read: told.append((truth, read())),
+    )
+    ledger.open()
+
+    def seen(number, *, is_sent):
+        return Seen("m", "pump", answer_id(number), values(number), 0, 0.95, is_sent)
+
+    ledger.write([seen(1, is_sent=True), seen(2, is_sent=True), seen(3, is_sent=False)])
+    assert told == []
+    # The site may be quicker than the verdict that says what it is good for.
+    ledger.write(
+        [Labelled("pump", "fault", answer_id(1), None), Labelled("pump", "fault", answer_id(2), None)]
+    )
+    assert told == []
+    ledger.write(
+        [
+            Judged("m", verdict(1, 2)),
+            Judged("m", verdict(2, 2, use=Use.HOLDOUT)),
+            Labelled("pump", "2", answer_id(3), None),
+            Labelled("pump", "fault", answer_id(4), seen(4, is_sent=False)),
+        ]
+    )
+    ledger.close()
+    assert [truth for truth, _ in told] == [
+        Truth("m", (BOOT, 1), "pump", 1),
+        Truth("m", (BOOT, 3), "pump", 2),
+        Truth("m", (BOOT, 4), "pump", 1),
+    ]
+    for truth, x in told:
+        assert np.array_equal(x, through_wire(values(truth.name[1]), WIRE))

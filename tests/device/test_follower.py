@@ -132,6 +132,7 @@ class World:
         self.spool = FakeSpool()
         self.examples = FakeExamples(drawn())
         self.vitals = COOL
+        self.told_heads = []
         self.requests = []
         self.children = []
         self.metrics = Metrics()
@@ -149,6 +150,7 @@ class World:
                 clock=SystemClock(),
                 boot=BOOT,
                 next_seq=iter(range(7, 1000)).__next__,
+                on_heads=lambda *heads: self.told_heads.append(heads),
             ),
             hub_key=HUB_KEY,
             vitals=LIMITS,
@@ -545,8 +547,10 @@ def test_private_heads_are_kept_and_put_on_top_of_the_next_base(begin, tiny_bund
     world.offer(terms_for(tiny_bundle, private_heads=True))
     world.child().succeed(heads=dump_arrays(heads))
     world.appended()
+    assert world.told_heads == [("tiny", dump_arrays(heads))]
     world = begin()
     wait_until(lambda: world.spool.rows)
+    assert world.told_heads == [("tiny", dump_arrays(heads))]
     world.spool.settle()
     wait_until(lambda: world.learner.pending is None)
     world.offer(terms_for(tiny_bundle, "round-2", private_heads=True))
