@@ -3,7 +3,7 @@
 Both are safetensors files. New weights of a fleet are old ones plus a coded delta of eight bits a value (see
 `deltas`), and int8 follows from float32 by rounding; so most of a file can be foretold:
 
-- a float32 tensor from the one held: `held + level * scale`, a signed byte a value and a scale for each 256
+- a float32 tensor from the one held: `held + level * scale`, a signed byte a value and a scale for each 512
   of them, as `delta_payloads` has it; what the foretelling misses travels beside it;
 - an int8 tensor `int8/<name>_quantized` from the new `fp32/<name>` and the new scales;
 - any other tensor from the one held of the same name and size.

@@ -32,7 +32,7 @@ from edge_daemon.releases.bundle_store import BundleStore
 from edge_daemon.releases.content import bounds_problems_of, check_part, is_intact
 from edge_daemon.releases.http_fetch import HttpFleet, StatusError, UnreachableError, Wait, parse_address
 from edge_daemon.releases.limits import Hours, next_opening_s, next_pause_s, parse_hours
-from edge_daemon.releases.part_fetch import PartFetch, PausedError
+from edge_daemon.releases.part_fetch import CutDifferenceError, PartFetch, PausedError
 from edge_daemon.releases.trust import Trust, read_root
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 TRUST: Final = ".trust"
 """Beside the models: no model can have this name."""
 GONE: Final = frozenset({404, 410})
+CUTS_BEFORE_FILE: Final = 3
+"""Tries for a difference; then the whole file is fetched, of which what has come is kept."""
 
 
 class Downloader:
@@ -73,17 +75,18 @@ class Downloader:
         """See `ports.ReleaseSource`."""
         # So that a fleet that hears of a release at once does not come for it at once.
         self._pause(self._rng.uniform(0.0, self._jitter_s), stop)
-        failures = 0
+        failures = cuts = 0
         while True:
             self._wait_for_hours(stop)
             before = self._fleet.bytes_received
             try:
-                self._fetch_once(wanted, held, stop)
+                self._fetch_once(wanted, held, stop, takes_differences=cuts < CUTS_BEFORE_FILE)
             except PausedError:
                 continue
             except (UnreachableError, StatusError) as error:
                 if isinstance(error, StatusError) and error.status in GONE:
                     raise RefusedError(Failure.DOWNLOAD, str(error)) from error
+                cuts += isinstance(error, CutDifferenceError)
                 # A connection that is cut again and again but brings something is no reason to wait longer.
                 failures = 1 if self._fleet.bytes_received > before else failures + 1
                 delay_s = next_pause_s(failures, self._rng)
@@ -133,7 +136,9 @@ class Downloader:
         if not is_proven:
             self._store.prove(wanted.model, wanted.bundle)
 
-    def _fetch_once(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
+    def _fetch_once(
+        self, wanted: Wanted, held: Sequence[Path], stop: threading.Event, *, takes_differences: bool
+    ) -> None:
         authorised = self._trust.authorise(wanted.model, wanted.release, wanted.graph, wanted.weights, stop)
         if self._store.has(wanted.model, wanted.bundle):
             directory = self._store.directory_of(wanted.model, wanted.bundle)
@@ -142,7 +147,9 @@ class Downloader:
             log.warning("release=%s the copy on disk is damaged: fetched again", wanted.release)
             self._store.drop(wanted.model, wanted.bundle)
         part = self._store.begin(wanted.model, wanted.bundle)
-        fetch = PartFetch(self._fleet, part, held, stop=stop, is_open=self._is_open)
+        fetch = PartFetch(
+            self._fleet, part, held, stop=stop, is_open=self._is_open, takes_differences=takes_differences
+        )
         graph = check_part(fetch.manifest(GRAPH, wanted.graph, authorised.graph_size), GRAPH)
         weights = check_part(fetch.manifest(WEIGHTS, wanted.weights, authorised.weights_size), WEIGHTS)
         size_bytes = sum(entry.size_bytes for files in (graph, weights) for entry in files.values())

@@ -36,6 +36,10 @@ class PausedError(ReleaseError):
     """The hours are over: go on when they begin again."""
 
 
+class CutDifferenceError(UnreachableError):
+    """A difference did not come through. It begins anew with every try, which a file does not."""
+
+
 class PartFetch:
     """Files into `directory` (`<id>.part`), which nobody else writes. Every method may raise `OSError`."""
 
@@ -47,12 +51,14 @@ class PartFetch:
         *,
         stop: Event,
         is_open: Callable[[], bool],
+        takes_differences: bool = True,
     ) -> None:
         self._fleet = fleet
         self._directory = directory
         self._held = [(bundle, files_of(bundle)) for bundle in held]
         self._stop = stop
         self._is_open = is_open
+        self._takes_differences = takes_differences
 
     def manifest(self, part: str, sha256: str, size_bytes: int) -> bytes:
         """A part's manifest, of the length and digest that were signed.
@@ -79,7 +85,8 @@ class PartFetch:
     def weights(self, wanted: Wanted, entries: Mapping[str, FileEntry]) -> None:
         """All files of the weights part, its blob as a difference if there is one. Raises as `manifest`."""
         blob = entries.get(WEIGHTS_BLOB)
-        if blob is not None and not self._is_near(WEIGHTS, WEIGHTS_BLOB, blob):
+        is_far = blob is not None and not self._is_near(WEIGHTS, WEIGHTS_BLOB, blob)
+        if blob is not None and is_far and self._takes_differences:
             self._difference(wanted, blob)
         self.files(WEIGHTS, entries)
 
@@ -117,7 +124,7 @@ class PartFetch:
         return False
 
     def _difference(self, wanted: Wanted, entry: FileEntry) -> None:
-        """Try to make the weights from those of a bundle on disk; whatever goes wrong, the file will do."""
+        """Try to make the weights from those of a bundle on disk; where there is none, the file will do."""
         for bundle, _ in self._held:
             manifest = read_regular(bundle / WEIGHTS / MANIFEST, MAX_FILE_BYTES)
             old = read_regular(bundle / WEIGHTS / WEIGHTS_BLOB, MAX_FILE_BYTES)
@@ -129,6 +136,8 @@ class PartFetch:
             try:
                 delta = self._read(f"{DELTAS_PATH}/{wanted.model}/{held}/{wanted.weights}", entry.size_bytes)
                 content = apply_weights(old, delta, max_bytes=entry.size_bytes)
+            except UnreachableError as error:
+                raise CutDifferenceError(str(error)) from error
             except (StatusError, ProtocolError) as error:
                 log.debug("no difference to %s: %s", held[:12], error)
                 continue

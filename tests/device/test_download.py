@@ -277,6 +277,36 @@ def test_a_difference_that_is_wrong_missing_or_too_long_costs_the_whole_file(
 # --- a bad network
 
 
+def test_a_difference_that_never_comes_through_gives_way_to_the_file_which_goes_on_where_it_was(
+    board, better_dir, tiny_model_dir, deltas
+):
+    held = tiny_model_dir / "bundle"
+    wanted = board.offer(better_dir)
+    offer_delta(board, wanted, held, b"delta:" + (better_dir / "weights/weights.safetensors").read_bytes())
+    (delta,) = (path for path in board.server.files if path.startswith("deltas/"))
+    blob = blob_of(better_dir)
+    board.server.cuts = {delta: [500] * 10, blob: [500] * 3}
+    board.fetch(wanted, held)
+    board.downloader.verify(wanted)
+    asked = [ranged for path, ranged in board.server.asked if path in {delta, blob}]
+    assert asked == [None, None, None, None, "bytes=500-", "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_difference_that_is_cut_twice_still_saves_the_file(board, better_dir, tiny_model_dir, monkeypatch):
+    whole = (better_dir / "weights/weights.safetensors").read_bytes()
+    module = types.ModuleType("edge_cascade.weights_delta")
+    module.apply_weights = lambda held, delta, *, max_bytes: whole
+    monkeypatch.setitem(sys.modules, "edge_cascade.weights_delta", module)
+    held = tiny_model_dir / "bundle"
+    wanted = board.offer(better_dir)
+    offer_delta(board, wanted, held, b"short")
+    (delta,) = (path for path in board.server.files if path.startswith("deltas/"))
+    board.server.cuts = {delta: [2, 2]}
+    board.fetch(wanted, held)
+    board.downloader.verify(wanted)
+    assert blob_of(better_dir) not in {path for path, _ in board.server.asked}
+
+
 def test_connections_that_are_cut_go_on_by_range(board, better_dir):
     wanted = board.offer(better_dir)
     blob = blob_of(better_dir)
