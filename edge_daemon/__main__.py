@@ -65,9 +65,12 @@ def _run(options: argparse.Namespace) -> int:
     start_logging(config.log.level)
     # Not at the top: the runtime takes a while to load and a wrong configuration should not wait for it.
     from edge_daemon.daemon import Daemon
+    from edge_daemon.memory import favour_answers
     from edge_daemon.service import serve
 
-    asyncio.run(serve(config, Daemon(config)))
+    daemon = Daemon(config)
+    favour_answers()
+    asyncio.run(serve(config, daemon))
     return EXIT_OK
 
 

@@ -29,6 +29,7 @@ from edge_daemon.releases.trial_child import (
     TrialJob,
     TrialResult,
 )
+from edge_daemon.training.child import IDLE_NICE
 from edge_daemon.training.job import LOG_FILE
 from edge_daemon.training.supervisor import (
     ChildProcess,
@@ -67,16 +68,27 @@ class TriedAs:
     runtime: Literal["onnxruntime", "litert"] = "onnxruntime"
 
 
-launch_trial: Launch = partial(ChildProcess, nice=0, module=CHILD_MODULE)
+launch_trial: Launch = partial(ChildProcess, nice=IDLE_NICE, module=CHILD_MODULE)
+"""In what the answers leave of the processor: latency is compared by medians, of both bundles in turns."""
+launch_again: Launch = partial(ChildProcess, nice=10, module=CHILD_MODULE)
+"""For a board that leaves nothing: that it did not end there must speak against no bundle."""
 
 
 class Trial:
     """Runs trials, one at a time, in directories below `parent`."""
 
-    def __init__(self, parent: Path, limits: TrialLimits, *, launch: Launch = launch_trial) -> None:
+    def __init__(
+        self,
+        parent: Path,
+        limits: TrialLimits,
+        *,
+        launch: Launch = launch_trial,
+        again: Launch | None = None,
+    ) -> None:
+        """What does not end in time when it was started by `launch` has another go, by `again`."""
         self._parent = parent
         self._limits = limits
-        self._launch = launch
+        self._launches = [launch] if again is None else [launch, again]
 
     def clear(self) -> None:
         """Remove what trials of an earlier start have left."""
@@ -108,6 +120,14 @@ class Trial:
         return result
 
     def _child(self, bundle: Path, against: Path | None, how: TriedAs, stop: threading.Event) -> TrialResult:
+        for launch in self._launches:
+            with contextlib.suppress(TimeoutError):
+                return self._run_child(launch, bundle, against, how, stop)
+        raise RefusedError(Failure.LATENCY, f"its trial did not end within {self._limits.max_trial_s:.0f} s")
+
+    def _run_child(
+        self, launch: Launch, bundle: Path, against: Path | None, how: TriedAs, stop: threading.Event
+    ) -> TrialResult:
         directory = make_job_directory(self._parent)
         try:
             job = TrialJob(
@@ -120,14 +140,19 @@ class Trial:
                 max_seconds=int(self._limits.max_trial_s) + 1,
             )
             (directory / JOB_FILE).write_bytes(msgspec.json.encode(job))
-            return _result(directory, self._wait(directory, stop))
+            return _result(directory, self._wait(launch, directory, stop))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _wait(self, directory: Path, stop: threading.Event) -> int:
-        """The child's return code."""
+    def _wait(self, launch: Launch, directory: Path, stop: threading.Event) -> int:
+        """The child's return code.
+
+        Raises:
+            StoppedError: `stop` was set.
+            TimeoutError: it took too long.
+        """
         codes: SimpleQueue[int] = SimpleQueue()
-        running = self._launch(directory, codes.put)
+        running = launch(directory, codes.put)
         left_s = self._limits.max_trial_s
         while True:
             try:
@@ -139,9 +164,7 @@ class Trial:
                 codes.get()
                 if stop.is_set():
                     raise StoppedError("the trial was stopped")
-                raise RefusedError(
-                    Failure.LATENCY, f"its trial did not end within {self._limits.max_trial_s:.0f} s"
-                )
+                raise TimeoutError
 
 
 def _check_golden(result: TrialResult, weighed: TrialResult | None) -> None:

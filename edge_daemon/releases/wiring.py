@@ -26,7 +26,7 @@ from edge_daemon.ports import Clock, Spool
 from edge_daemon.releases.downloader import open_downloader
 from edge_daemon.releases.state_file import DamagedStateError, read_state
 from edge_daemon.releases.swapper import Hands, ServedModel, Swapper
-from edge_daemon.releases.trial import Trial, TrialLimits, TriedAs
+from edge_daemon.releases.trial import Trial, TrialLimits, TriedAs, launch_again
 from edge_daemon.shadow import Shadowing
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class BoardReleases:
                 max_latency_factor=releases.max_latency_factor,
                 max_memory_factor=releases.max_memory_factor,
             ),
+            again=launch_again,
         )
         return Swapper(
             models,

@@ -137,19 +137,18 @@ def run_job(directory: Path, job: Job, refused: list[str], *, started_s: float) 
     )
 
 
+def give_way(pid: int, nice: int) -> list[str]:
+    """Lower a process's niceness and scheduling class; the names of what the system does not permit."""
+    lower_class = _idle_class if nice >= IDLE_NICE else _batch_class
+    return _refused({"nice": lambda: _renice(pid, nice), "idle class": lambda: lower_class(pid)})
+
+
 def lower_priority(nice: int) -> list[str]:
     """Give way to all others as far as the system lets us; the names of what it does not permit.
 
     `nice` 19 asks for the idle classes as well.
     """
-    return _refused(
-        {
-            "oom_score_adj": _go_first,
-            "idle io": _idle_io,
-            "nice": lambda: _renice(nice),
-            "idle class": _idle_class if nice >= IDLE_NICE else _batch_class,
-        }
-    )
+    return _refused({"oom_score_adj": _go_first, "idle io": _idle_io}) + give_way(0, nice)
 
 
 def bound(max_memory_bytes: int, max_seconds: int) -> list[str]:
@@ -184,19 +183,19 @@ def _limit(which: int, most: int) -> None:
     resource.setrlimit(which, (bound, hard))
 
 
-def _renice(nice: int) -> None:
-    os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
+def _renice(pid: int, nice: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, pid, max(nice, os.getpriority(os.PRIO_PROCESS, pid)))
 
 
-def _idle_class() -> None:
+def _idle_class(pid: int) -> None:
     with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
         return
-    _batch_class()
+    _batch_class(pid)
 
 
-def _batch_class() -> None:
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+def _batch_class(pid: int) -> None:
+    os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _idle_io() -> None:

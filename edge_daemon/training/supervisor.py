@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from edge_cascade.errors import ProtocolError
 from edge_cascade.messages import RoundTerms
-from edge_daemon.training.child import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED
+from edge_daemon.training.child import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, give_way
 from edge_daemon.training.job import LOG_FILE, Result, read_result
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ class ChildProcess:
                 # kernel's autogroups (sched(7)) niceness only counts within a session.
                 process_group=0,
             )
+        # By itself it does so only once Python runs, and by then has been felt on a board of one core.
+        give_way(self._process.pid, nice)
         threading.Thread(target=self._wait, name=module.rpartition(".")[2], daemon=True).start()
 
     @property
