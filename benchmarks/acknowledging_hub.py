@@ -11,7 +11,7 @@ import signal
 import threading
 
 from edge_cascade.codec import decode, encode
-from edge_cascade.messages import Acks, CaseBatch, Report
+from edge_cascade.messages import Acks, CaseBatch, Report, SwapReport
 from edge_cascade.mqtt import Broker, Incoming, MqttSession
 from edge_cascade.topics import DEFAULT_PREFIX, down_topic, fleet_filter
 
@@ -26,7 +26,7 @@ def main() -> None:
         match decode(incoming.payload):
             case CaseBatch(device=device, boot=boot, cases=cases):
                 acks = Acks(boot, committed=[case.seq for case in cases])
-            case Report(device=device, boot=boot, seq=seq):
+            case Report(device=device, boot=boot, seq=seq) | SwapReport(device=device, boot=boot, seq=seq):
                 acks = Acks(boot, committed=[seq])
             case _:
                 return

@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +25,9 @@ _SUBACK: Final = 9
 _NUMBERS: Final = 1 << 16
 _MAX_BURST: Final = 64
 _U16 = struct.Struct(">H")
+
+OnAnswer = Callable[[int, int, int, bytes], None]
+"""The sample's number, when it was sent and answered (`perf_counter_ns`), and the answer."""
 
 
 @dataclass(slots=True)
@@ -43,12 +46,13 @@ class Step:
 class LoadGenerator:
     """One connection; not for several threads."""
 
-    def __init__(self, port: int, results: Sequence[str]) -> None:
+    def __init__(self, port: int, results: Sequence[str], on_answer: OnAnswer = lambda *_: None) -> None:
         """Connect and subscribe to these filters at QoS 1."""
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10.0)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
-        self._sent_ns: dict[bytes, int] = {}
+        self._on_answer = on_answer
+        self._sent: dict[bytes, tuple[int, int]] = {}
         self._next = 0
         self._step = Step()
         self._start_s = 0.0
@@ -61,15 +65,24 @@ class LoadGenerator:
             self._expect(_SUBACK)
         self._socket.setblocking(False)
 
-    def run(self, topic: str, payloads: Sequence[bytes], rate_hz: float, count: int, *, qos: int) -> Step:
-        """Publish `count` samples below `topic`, taking turns with `payloads`, at an even pace.
+    def run(
+        self,
+        topic: str,
+        payloads: Sequence[bytes],
+        rate_hz: float,
+        count: int,
+        *,
+        qos: int,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> Step:
+        """Publish `count` samples below `topic`, taking turns with `payloads`, at an even pace, or until over.
 
         A generator that falls behind sends a burst; `sending_s` says what the rate was in the end.
         """
         step = self._step = Step()
-        self._sent_ns.clear()
+        self._sent.clear()
         start_s = self._start_s = time.monotonic()
-        while step.sent < count:
+        while step.sent < count and not is_over():
             due = min(int((time.monotonic() - start_s) * rate_hz) + 1, count) - step.sent
             if due > 0:
                 self._publish(topic, payloads, min(due, _MAX_BURST), qos)
@@ -83,7 +96,7 @@ class LoadGenerator:
         step = self._step
         deadline_s = time.monotonic() + timeout_s
         heard_s = time.monotonic()
-        while self._sent_ns and time.monotonic() < min(deadline_s, heard_s + quiet_s):
+        while self._sent and time.monotonic() < min(deadline_s, heard_s + quiet_s):
             before = step.answered
             self._receive(0.05)
             if step.answered > before:
@@ -102,16 +115,16 @@ class LoadGenerator:
             name = b"%d" % (self._next % _NUMBERS)
             payload = payloads[self._next % len(payloads)]
             packet_id = _U16.pack(self._next % 65535 + 1) if qos else b""
+            numbers.append((name, self._next))
             self._next += 1
             whole = _text(f"{topic}/{name.decode()}") + packet_id + payload
             packets.append(0x30 | qos << 1)
             packets += _length(len(whole))
             packets += whole
-            numbers.append(name)
         self._step.sent += count
         now_ns = time.perf_counter_ns()
-        for name in numbers:
-            self._sent_ns[name] = now_ns
+        for name, number in numbers:
+            self._sent[name] = number, now_ns
         self._send(packets)
 
     def _send(self, data: bytes | bytearray) -> None:
@@ -137,20 +150,23 @@ class LoadGenerator:
         for kind, flags, body in self._packets():
             if kind == _PUBLISH:
                 (length,) = _U16.unpack_from(body)
-                self._answered(body[2 : 2 + length], now_ns)
+                payload = body[2 + length + (2 if flags & 6 else 0) :]
+                self._answered(body[2 : 2 + length], payload, now_ns)
                 if flags & 6:
                     acknowledgements += b"\x40\2" + body[2 + length : 4 + length]
         self._step.answering_s = time.monotonic() - self._start_s
         if acknowledgements:
             self._send(acknowledgements)
 
-    def _answered(self, topic: bytes, now_ns: int) -> None:
-        sent_ns = self._sent_ns.pop(topic.rpartition(b"/")[2], None)
-        if sent_ns is None:
+    def _answered(self, topic: bytes, payload: bytes, now_ns: int) -> None:
+        sent = self._sent.pop(topic.rpartition(b"/")[2], None)
+        if sent is None:
             self._step.repeated += 1
             return
+        number, sent_ns = sent
         self._step.answered += 1
         self._step.latency_us.append((now_ns - sent_ns) / 1e3)
+        self._on_answer(number, sent_ns, now_ns, payload)
 
     def _packets(self) -> list[tuple[int, int, bytes]]:
         """Every whole packet that has come: kind, flags, body."""
