@@ -41,7 +41,7 @@ from cloud_hub.store.members import (
     note_late,
     note_updates,
 )
-from cloud_hub.store.release_reports import remove_old_vitals
+from cloud_hub.store.release_reports import REMOVED_AT_ONCE, remove_old_shadows, remove_old_vitals
 from cloud_hub.store.rounds import (
     ASKED,
     SeriesRow,
@@ -181,7 +181,9 @@ class Coordinator(ThreadLoop):
         bases = {digest for run in self._open_runs() for digest in run.open_bases}
         removed = self._store.database.run(lambda c: remove_old(c, now_ms=now_ms, open_bases=bases))
         self._store.blobs.remove(removed.packs)
-        self._store.database.run(lambda c: remove_old_vitals(c, now_ms=now_ms))
+        for remove in (remove_old_vitals, remove_old_shadows):
+            while self._store.database.run(partial(remove, now_ms=now_ms)) == REMOVED_AT_ONCE:
+                log.debug("old reports removed count=%d", REMOVED_AT_ONCE)
         if removed.rows:
             log.info("old updates and training bases removed count=%d", removed.rows)
 

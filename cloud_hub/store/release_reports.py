@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Table, delete, select, tuple_
+from sqlalchemy import Connection, Table, delete, func, select, tuple_
 
 from cloud_hub.core.delivery import Delivery, ItemId
 from cloud_hub.store import schema
+from cloud_hub.store.rollouts import open_rollouts
 from edge_cascade.health_keys import HEALTH_KEYS
 
-VITALS_KEPT_MS: Final = 30 * 86_400_000
+KEPT_MS: Final = 30 * 86_400_000
+REMOVED_AT_ONCE: Final = 1000
+MAX_ID: Final = 2**63 - 1
 
 
 def insert_release_reports(
@@ -57,9 +60,24 @@ def insert_release_reports(
 
 
 def remove_old_vitals(connection: Connection, *, now_ms: int) -> int:
-    """Remove what is too old to judge by; how many rows that were."""
-    old = schema.vitals.c.received_at_ms < now_ms - VITALS_KEPT_MS
-    return connection.execute(delete(schema.vitals).where(old)).rowcount
+    """Remove what is too old to judge by; how many rows that were, `REMOVED_AT_ONCE` at most."""
+    return _remove_old(connection, schema.vitals, now_ms)
+
+
+def remove_old_shadows(connection: Connection, *, now_ms: int) -> int:
+    """Remove old pairs that judge no rollout that is under way; how many rows, `REMOVED_AT_ONCE` at most."""
+    newest = connection.execute(select(func.max(schema.shadow_reports.c.id))).scalar() or 0
+    judging = [row.scenes_after for row in open_rollouts(connection) if row.state.is_widening]
+    # The newest row stays: SQLite gives ids of an empty table anew, and rollouts remember where they began.
+    return _remove_old(connection, schema.shadow_reports, now_ms, upto_id=min([newest - 1, *judging]))
+
+
+def _remove_old(connection: Connection, table: Table, now_ms: int, *, upto_id: int = MAX_ID) -> int:
+    # Rows are in the order of their receipt: nobody waits until a whole table was looked through.
+    first = select(table.c.id).where(table.c.id <= upto_id).order_by(table.c.id).limit(REMOVED_AT_ONCE)
+    # What was received in the future was received by a clock that was wrong.
+    is_old = ~table.c.received_at_ms.between(now_ms - KEPT_MS, now_ms + KEPT_MS)
+    return connection.execute(delete(table).where(table.c.id.in_(first), is_old)).rowcount
 
 
 def _insert_new(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> set[ItemId]:

@@ -1,17 +1,19 @@
 """What boards report of releases, from the spool's row to the hub's."""
 
+import msgspec
 import pytest
 from sqlalchemy import select
 
 from cloud_hub.core.admission import RejectedError, admit_shadow, admit_swap
 from cloud_hub.core.delivery import Delivery, NewReport
 from cloud_hub.ingest import acks_of
-from cloud_hub.store import schema
-from cloud_hub.store.release_reports import VITALS_KEPT_MS, remove_old_vitals
+from cloud_hub.store import release_reports, schema
+from cloud_hub.store.release_reports import KEPT_MS, remove_old_shadows, remove_old_vitals
 from cloud_hub.store.store import Store
 from edge_cascade.messages import DifferingPair, Report, ShadowReport, ShadowScene, SwapReport
 from edge_daemon.core.spooling import Batch, report_item, shadow_item, swap_item
 from edge_daemon.frames import decode_batch, message_of
+from tests.hub.rollouts_fleet import Fleet
 
 BOOT, DIGEST = bytes(8), bytes(32)
 SWAP = SwapReport("b", BOOT, 1, 5, "tiny", "7", DIGEST, DIGEST, "golden", "0.2 off")
@@ -55,10 +57,35 @@ def test_of_a_reports_counters_health_keeps_its_own_and_for_a_month(store):
     store.commit([Delivery("b", b"", BOOT, report=NewReport("b", BOOT, 3, 5, counters))], now_ms=10)
     (row,) = rows_of(store, schema.vitals)
     assert row["counters"] == '{"edge_rss_bytes":7,"edge_samples{model=tiny}":3}'
-    remove = [
-        lambda c, at=at: remove_old_vitals(c, now_ms=at) for at in (10 + VITALS_KEPT_MS, 11 + VITALS_KEPT_MS)
-    ]
+    remove = [lambda c, at=at: remove_old_vitals(c, now_ms=at) for at in (10 + KEPT_MS, 11 + KEPT_MS)]
     assert [store.database.run(each) for each in remove] == [0, 1]
+
+
+def test_pairs_go_after_a_month_a_few_at_a_time_but_for_those_that_judge_a_rollout(store, monkeypatch):
+    fleet = Fleet(store, ["b"])
+    fleet.release(5)
+    for seq in range(6):
+        if seq == 4:
+            fleet.rollout = fleet.start(5)
+        shadow = msgspec.structs.replace(SHADOW, seq=seq)
+        store.commit([Delivery("b", b"", BOOT, shadow=shadow)], now_ms=10)
+    monkeypatch.setattr(release_reports, "REMOVED_AT_ONCE", 3)
+
+    def removed(now_ms):
+        return store.database.run(lambda c: remove_old_shadows(c, now_ms=now_ms))
+
+    assert removed(10 + KEPT_MS) == 0
+    assert [removed(11 + KEPT_MS) for _ in range(3)] == [3, 1, 0]
+    assert [row["seq"] for row in rows_of(store, schema.shadow_reports)] == [4, 5]
+    fleet.turn()
+    fleet.order(fleet.rollout, "halt")
+    fleet.turn()
+    assert [removed(11 + KEPT_MS) for _ in range(2)] == [1, 0]
+
+
+def test_reports_that_were_received_by_a_clock_far_ahead_do_not_stay_for_ever(store):
+    store.commit([Delivery("b", b"", BOOT, report=NewReport("b", BOOT, 3, 5, {}))], now_ms=10 + 2 * KEPT_MS)
+    assert store.database.run(lambda c: remove_old_vitals(c, now_ms=10)) == 1
 
 
 def test_what_no_store_should_hold_is_rejected():
