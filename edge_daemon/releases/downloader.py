@@ -5,8 +5,9 @@ length of every file. So a file may come from a bundle that is on disk, as a dif
 the hub in pieces over days: it counts when its digest is right. What was fetched of a file survives a power
 cut, and goes on by Range where the hub's file still has the same strong ETag.
 
-The network is never at fault for good: whatever fails on the way is tried again with full jitter. Content
-that has the digest that was signed and is wrong nevertheless is `Failure.INTEGRITY`.
+The network is never at fault for good: whatever fails on the way is tried again with full jitter. A file that
+the hub does not have, and minutes later neither, ends the attempt. Content that has the digest that was
+signed and is wrong nevertheless is `Failure.INTEGRITY`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -40,6 +42,9 @@ log = logging.getLogger(__name__)
 TRUST: Final = ".trust"
 """Beside the models: no model can have this name."""
 GONE: Final = frozenset({404, 410})
+GONE_BEFORE_REFUSAL: Final = 3
+GONE_PAUSE_S: Final = 60.0
+"""At least. A proxy whose hub restarts, and a hub whose files are put back, say so too, for a while."""
 CUTS_BEFORE_FILE: Final = 3
 """Tries for a difference; then the whole file is fetched, of which what has come is kept."""
 
@@ -76,6 +81,7 @@ class Downloader:
         # So that a fleet that hears of a release at once does not come for it at once.
         self._pause(self._rng.uniform(0.0, self._jitter_s), stop)
         failures = cuts = 0
+        gone: Counter[str] = Counter()
         while True:
             self._wait_for_hours(stop)
             before = self._fleet.bytes_received
@@ -84,12 +90,15 @@ class Downloader:
             except PausedError:
                 continue
             except (UnreachableError, StatusError) as error:
-                if isinstance(error, StatusError) and error.status in GONE:
-                    raise RefusedError(Failure.DOWNLOAD, str(error)) from error
                 cuts += isinstance(error, CutDifferenceError)
                 # A connection that is cut again and again but brings something is no reason to wait longer.
                 failures = 1 if self._fleet.bytes_received > before else failures + 1
                 delay_s = next_pause_s(failures, self._rng)
+                if isinstance(error, StatusError) and error.status in GONE:
+                    gone[str(error)] += 1
+                    if gone[str(error)] >= GONE_BEFORE_REFUSAL:
+                        raise RefusedError(Failure.DOWNLOAD, str(error)) from error
+                    delay_s += GONE_PAUSE_S
                 level = logging.WARNING if failures == 1 else logging.DEBUG
                 log.log(level, "release=%s next_try_s=%.0f %s", wanted.release, delay_s, error)
                 self._pause(delay_s, stop)

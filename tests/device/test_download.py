@@ -25,7 +25,13 @@ from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import ConfigError, RefusedError, StoppedError
 from edge_daemon.ports import Wanted
 from edge_daemon.releases.bundle_store import BundleStore
-from edge_daemon.releases.downloader import Downloader, open_downloader
+from edge_daemon.releases.downloader import (
+    GONE,
+    GONE_BEFORE_REFUSAL,
+    GONE_PAUSE_S,
+    Downloader,
+    open_downloader,
+)
 from edge_daemon.releases.http_fetch import HttpFleet, UnreachableError, parse_address
 from edge_daemon.releases.limits import (
     LONGEST_PAUSE_S,
@@ -421,6 +427,25 @@ def test_a_blob_that_the_hub_no_longer_has_is_refused(board, better_dir):
     wanted = board.offer(better_dir)
     del board.server.files[blob_of(better_dir)]
     assert "answers 404" in board.refusal(wanted, Failure.DOWNLOAD)
+    assert sum(board.waits) >= (GONE_BEFORE_REFUSAL - 1) * GONE_PAUSE_S
+
+
+@pytest.mark.parametrize("status", sorted(GONE))
+def test_files_that_the_hub_does_not_have_for_a_moment_are_asked_for_again(board, better_dir, status):
+    wanted = board.offer(better_dir)
+    paths = ["metadata/timestamp.json", blob_of(better_dir)]
+    missed = []
+
+    def recover(path):
+        if path in paths and missed.count(path) < GONE_BEFORE_REFUSAL - 1:
+            missed.append(path)
+            board.server.status[path] = status
+        else:
+            board.server.status.pop(path, None)
+
+    board.server.on_get = recover
+    board.fetch(wanted)
+    assert len(missed) == 2 * (GONE_BEFORE_REFUSAL - 1)
 
 
 def test_a_stop_ends_the_download_between_two_chunks_and_before_it(board, better_dir):
