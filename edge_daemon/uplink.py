@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from edge_cascade.burst import Burst
 from edge_cascade.codec import MAX_PAYLOAD_BYTES, encode, frame_digest, split_frame
 from edge_cascade.errors import ProtocolError, TooLargeError
 from edge_cascade.messages import (
@@ -75,6 +76,7 @@ log = logging.getLogger(__name__)
 GOODBYE_S: Final = 1.0
 """How long the last status may take to reach the broker."""
 LONGEST_SLEEP_S: Final = 60.0
+DEFECT_PAUSE_S: Final = 0.2
 
 _CHANNEL: Final[dict[ItemKind, Up]] = {
     ItemKind.CASE: "cases",
@@ -129,6 +131,9 @@ class MqttUplink:
         self._counts = UplinkCounts()
         self._inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="uplink", daemon=True)
+        self._burst = Burst()
+        self._pause = threading.Event()
+        """Never set: only waited for."""
         self._state = SendingState()
         self._aloft: dict[int, _Aloft] = {}
         self._sent: dict[bytes, tuple[int, int]] = {}
@@ -213,13 +218,22 @@ class MqttUplink:
     def _run(self) -> None:
         while not self._is_done():
             try:
-                self._hear(self._inbox.get(timeout=self._sleep_s()))
-            except queue.Empty:
-                self._feed(Tick())
+                self._turn()
             except Exception:
                 # A defect in one event must not end the delivery of all others.
-                log.exception("defect in the uplink")
+                if self._burst.note(now_s=self._clock.monotonic_s()) is not None:
+                    log.exception("defect in the uplink")
+                # What is due stays due: not at once, or nobody else had the processor.
+                self._pause.wait(DEFECT_PAUSE_S)
         self._say_goodbye()
+
+    def _turn(self) -> None:
+        try:
+            heard = self._inbox.get(timeout=self._sleep_s())
+        except queue.Empty:
+            self._feed(Tick())
+        else:
+            self._hear(heard)
 
     def _sleep_s(self) -> float:
         due_s = next_due_s(self._state, self._limits)

@@ -31,6 +31,7 @@ from edge_cascade.mqtt import Broker, Incoming
 from edge_daemon.clock import SystemClock
 from edge_daemon.config import HubConfig
 from edge_daemon.core import sending
+from edge_daemon.core.sending_events import Tick
 from edge_daemon.core.spooling import DropReason, Priority, SpoolLimits
 from edge_daemon.downlink import Downlink
 from edge_daemon.spool import SqliteSpool
@@ -240,6 +241,28 @@ def test_lost_acknowledgements_are_made_good_by_sending_again(hub, device):
     counters = device.uplink.counters()
     assert counters["duplicates"] > 0
     assert counters["retries"] > 0
+
+
+def test_a_defect_while_nothing_is_heard_ends_no_delivery_and_is_said_once(
+    hub, start_device, monkeypatch, caplog
+):
+    monkeypatch.setattr("edge_daemon.uplink.DEFECT_PAUSE_S", 0.01)
+    defects = []
+
+    def next_state(state, event, **given):
+        if isinstance(event, Tick) and len(defects) < 5:
+            defects.append(event)
+            raise ValueError("a defect")
+        return sending.next_state(state, event, **given)
+
+    monkeypatch.setattr("edge_daemon.uplink.next_state", next_state)
+    hub.answer = hub.stay_silent
+    device = start_device()
+    device.append(*(item(seq) for seq in range(10)))
+    wait_until(lambda: len(defects) == 5, what="five defects")
+    hub.answer = hub.acknowledge
+    device.wait_empty()
+    assert caplog.text.count("defect in the uplink") == 1
 
 
 def test_while_the_hub_is_silent_single_rows_probe_it(hub, device):
