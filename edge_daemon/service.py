@@ -72,7 +72,11 @@ def _feed_watchdog(daemon: Daemon) -> Callable[[], Awaitable[None]]:
 
 def _report(daemon: Daemon) -> Callable[[], Awaitable[None]]:
     async def report() -> None:
-        daemon.report()
+        try:
+            daemon.report()
+        except Exception:
+            # A number that cannot be read must not end what answers samples.
+            log.exception("defect in the report to the hub")
 
     return report
 

@@ -142,6 +142,15 @@ def test_the_watchdog_is_fed_except_while_a_sample_is_stuck(notifications, monke
     assert len(rest) <= 4
 
 
+def test_numbers_that_cannot_be_read_do_not_end_the_service(caplog):
+    daemon, port, seen = FakeDaemon(), free_port(), []
+    daemon.report = [].pop
+    run_service(daemon, port, lambda: seen.append(get(port, "/healthz")))
+    assert seen == [(200, "ok\n")]
+    assert daemon.calls == ["start", "stop"]
+    assert "defect in the report to the hub" in caplog.text
+
+
 def test_a_port_in_use_is_one_clear_line():
     async def main():
         with socket.socket() as taken:
