@@ -76,6 +76,7 @@ MAX_CRASHES: Final = 2
 MAX_POWER_CUTS: Final = 10
 FIRST_BAR_S: Final = 3600.0
 LONGEST_BAR_S: Final = 7 * 86400.0
+MAX_RAN: Final = 8
 MAX_ENDS: Final = 32
 """Reports that wait to be delivered; the oldest goes first."""
 MAX_LAPSED_BARS: Final = 64
@@ -165,8 +166,9 @@ def _hands_on(state: SwapState, attempt: Attempt) -> list[Effect]:
         case Phase.DOWNLOADING:
             return [Keep((state.live, attempt.bundle)), CheckSpace(attempt.number)]
         case Phase.VERIFIED:
-            # Whether what went before may take its time is not asked again.
-            against = None if attempt.is_return else state.live
+            # Whether what went before may take its time is not asked again, nor beside what is taken back.
+            is_known = attempt.is_return or attempt.bundle in state.ran
+            against = None if is_known else state.live
             return [RunTrial(attempt.number, attempt.bundle, against)]
         case Phase.TRIAL:
             return [Serve(attempt.bundle)]
@@ -345,9 +347,14 @@ def _commit(state: SwapState, attempt: Attempt) -> Step:
         attempt=None,
         is_wish_settled=True,
         bars={bundle: bar for bundle, bar in state.bars.items() if bundle != attempt.bundle},
+        ran=_with_last(state.ran, state.live, attempt.bundle),
     )
     end = End(attempt.number, attempt.release, attempt.bundle, None, f"{attempt.samples} samples")
     return _ended(state, end, [Keep(_kept(state))])
+
+
+def _with_last(ran: tuple[str, ...], *bundles: str) -> tuple[str, ...]:
+    return (*(bundle for bundle in ran if bundle not in bundles), *bundles)[-MAX_RAN:]
 
 
 def _revert(

@@ -84,6 +84,7 @@ class SwapState(msgspec.Struct, frozen=True):
     `live` proved itself, `previous` did so before and is kept; `release` is what `live` came with. `number`
     is that of the last attempt. `is_wish_settled`: what the hub wants was done, or somebody at the board
     wanted otherwise. `refused` is the release of which was said that it is barred. `ends` are not delivered.
+    `ran` are the bundles that proved themselves here last, whether or not they are still on disk.
     """
 
     live: str
@@ -98,6 +99,7 @@ class SwapState(msgspec.Struct, frozen=True):
     ends: tuple[End, ...] = ()
     machine_boot: str = ""
     is_stopped: bool = False
+    ran: tuple[str, ...] = ()
 
 
 def bar_of(state: SwapState, bundle: str) -> Bar | None:

@@ -18,6 +18,7 @@ from edge_daemon.core.swap import (
     MAX_ENDS,
     MAX_LAPSED_BARS,
     MAX_POWER_CUTS,
+    MAX_RAN,
     next_due_s,
     next_state,
 )
@@ -137,6 +138,7 @@ def test_the_way_of_a_good_bundle():
         number=1,
         ends=(End(1, "r2", "new", None, "101 samples"),),
         machine_boot="boot-a",
+        ran=("old", "new"),
     )
     assert course.feed(Delivered(1)) == []
     assert course.state.ends == ()
@@ -354,12 +356,45 @@ def test_the_hub_takes_a_committed_release_back_without_a_download():
     assert (course.state.live, course.state.release, course.state.previous) == ("old", "r1", "new")
 
 
+def test_a_bundle_that_proved_itself_here_comes_back_two_steps_without_being_compared():
+    course = committed()
+    for number, bundle in ((2, "newer"), (3, "new")):
+        course.feed(Desired(f"r-{bundle}", bundle, 1000))
+        if bundle == "newer":
+            course.feed(SpaceChecked(number, 1000))
+            course.feed(Downloaded(number))
+        course.feed(Verified(number))
+        course.feed(TrialPassed(number))
+        course.feed(Serving(bundle))
+        course.feed(Answered(bundle, 100, 0), after_s=60)
+        course.feed(Delivered(number))
+    assert course.feed(Desired("r1", "old", 1000)) == [Keep(("new", "old")), CheckSpace(4)]
+    course.feed(SpaceChecked(4, 1000))
+    course.feed(Downloaded(4))
+    assert course.feed(Verified(4)) == [RunTrial(4, "old", None)]
+
+
+def test_only_the_last_bundles_that_proved_themselves_are_known():
+    course = started(SwapState("b0", ran=tuple(f"b{number}" for number in range(MAX_RAN))))
+    course.feed(Desired("r", "b0", 1000))
+    course.feed(WISH)
+    course.feed(SpaceChecked(2, 1000))
+    course.feed(Downloaded(2))
+    course.feed(Verified(2))
+    course.feed(TrialPassed(2))
+    course.feed(Serving("new"))
+    course.feed(Answered("new", 100, 0), after_s=60)
+    assert course.state.ran == (*(f"b{number}" for number in range(2, MAX_RAN)), "b0", "new")
+
+
 def test_a_damaged_copy_of_the_bundle_before_is_fetched_again_and_not_barred():
     course = committed()
     course.feed(Desired("r1", "old", 1000))
     assert course.feed(Failed(2, Failure.INTEGRITY)) == [Keep(("new",)), CheckSpace(2)]
     assert course.feed(SpaceChecked(2, 1000)) == [Download(2, "r1", "old")]
     course.feed(Downloaded(2))
+    again = Course(course.state)
+    assert again.feed(Verified(2)) == [RunTrial(2, "old", None)]
     course.feed(Failed(2, Failure.INTEGRITY))
     assert course.state.bars == {"old": Bar(Failure.INTEGRITY, None, 1)}
 
