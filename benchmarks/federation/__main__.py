@@ -18,7 +18,18 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from benchmarks.federation import flower, har, large_fleet, loop, memory, poison, privacy, steps, targets
+from benchmarks.federation import (
+    flower,
+    har,
+    large_fleet,
+    loop,
+    memory,
+    personal,
+    poison,
+    privacy,
+    steps,
+    targets,
+)
 from benchmarks.federation.bench import Bench
 from benchmarks.harness import machine_line, parse_options, write_json
 
@@ -31,6 +42,7 @@ PARTS: Final[Mapping[str, Callable[[Bench], dict[str, Any]]]] = {
     "poison": poison.run,
     "loop": loop.run,
     "privacy": privacy.run,
+    "personal": personal.run,
     "steps": steps.run,
     "large-fleet": large_fleet.run,
 }

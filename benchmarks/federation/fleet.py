@@ -147,6 +147,7 @@ class _Device:
     standing: Standing = field(default_factory=Standing)
     last_round: int = NEVER
     holds: int = 0
+    heads: Weights = field(default_factory=dict)
     first: Weights | None = None
 
 
@@ -211,6 +212,16 @@ class FleetRun:
             sum(up) / shares, sum(down) / shares, outcome.votes if outcome else 0, dict(rejected), ended
         )
 
+    @property
+    def _shared(self) -> dict[str, FloatArray]:
+        """What travels: all weights, but for heads that stay on the devices."""
+        kept = set(self._learner.head_parameters) if self._settings.private_heads else set()
+        return {name: array for name, array in self.weights.items() if name not in kept}
+
+    def heads(self, index: int) -> Weights:
+        """The private heads of a device, none before its first round."""
+        return self._devices[index].heads
+
     def _cohort(self) -> list[int]:
         eligible = [
             Eligible(device.name, online=True, graph_matches=True, standing=device.standing, last_round=device.last_round)
@@ -244,17 +255,16 @@ class FleetRun:
             return None
         device = self._devices[index]
         rng = np.random.default_rng((self._seed, 2, self._round, index))
+        base = {**self.weights, **device.heads}
         try:
-            trained = train(
-                self._learner.step, self.weights, examples, schedule_of(self._settings), rng=rng
-            ).weights
+            trained = train(self._learner.step, base, examples, schedule_of(self._settings), rng=rng).weights
         except TrainingError:
             return None
         if index < self._liars:
             update = Update(device.name, len(examples), terms.training_base, self._lie(device, trained, rng))
             return update, 0
         made = make_update(
-            self.weights,
+            base,
             trained,
             terms,
             residual=device.residual,
@@ -263,6 +273,7 @@ class FleetRun:
         )
         if made.residual is not None and not self._manner.forgets:
             device.residual = made.residual
+        device.heads = made.heads
         message = ClientUpdate(
             device.name,
             _BOOT,
@@ -295,7 +306,7 @@ class FleetRun:
             return [Accepted(update, 0.0, 0) for update in updates]
         spec = RoundSpec(
             digest,
-            Layout.of(self.weights),
+            Layout.of(self._shared),
             self._settings.max_examples,
             norm_rule_of(self._settings),
         )
@@ -308,7 +319,7 @@ class FleetRun:
 
     def _combined(self, verdicts: Sequence[Verdict]) -> Outcome | None:
         """None where there is no result: no vote, or numbers that left the range."""
-        round_ = strategy_of(self._settings).begin(self.weights)
+        round_ = strategy_of(self._settings).begin(self._shared)
         try:
             with np.errstate(invalid="ignore"):
                 for verdict in verdicts:
@@ -322,8 +333,8 @@ class FleetRun:
         """The next base, which is what boards reach by the step that they are sent."""
         if outcome is None:
             return "lost"
-        step = encode_delta(difference(outcome.weights, self.weights), self._settings.base_encoding)
-        following = moved(self.weights, self._decoded(step))
+        step = encode_delta(difference(outcome.weights, self._shared), self._settings.base_encoding)
+        following = {**self.weights, **moved(self._shared, self._decoded(step))}
         if self._manner.guarded and not self._is_kept(following):
             return "rolled back"
         self.weights, self._state = following, outcome.state
@@ -340,7 +351,7 @@ class FleetRun:
         return isinstance(decide_guard(before, after, self._holdout.y, rules), Kept)
 
     def _decoded(self, delta: bytes) -> dict[str, FloatArray]:
-        shapes = shapes_of(self.weights)
+        shapes = shapes_of(self._shared)
         return decode_delta(delta, shapes, max_bytes=size_bytes_of(shapes))
 
 
