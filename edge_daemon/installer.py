@@ -55,8 +55,18 @@ class Installer:
             bundle, self._configs[name], before.coin, self._numbering, now_s=self._clock.monotonic_s
         )
         with self._lock:
-            self._shared[name] = bundle
-            return self._inference.install(name, after)
+            shared, self._shared[name] = self._shared[name], bundle
+            flipped = self._inference.install(name, after)
+
+        def note(done: Future[Pipeline]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                # It never came to answer: heads for the one that does are welcome again.
+                with self._lock:
+                    if self._shared[name] is bundle:
+                        self._shared[name] = shared
+
+        flipped.add_done_callback(note)
+        return flipped
 
     def install_heads(self, bundle: Bundle) -> Future[Pipeline]:
         """The same for the bundle that answers with other heads, or with its own again.

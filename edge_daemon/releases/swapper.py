@@ -405,6 +405,10 @@ class Swapper:
             except (CascadeError, EdgeError, OSError, MemoryError, TimeoutError) as error:
                 log.error("bundle not serving model=%s bundle=%s: %s", swap.model.name, bundle[:12], error)
                 return NotServing(bundle, first_line(error))
+            except Exception as error:
+                # Nobody would say anything more of this attempt.
+                log.exception("defect while a bundle is put in place model=%s", swap.model.name)
+                return NotServing(bundle, f"defect: {first_line(error)}")
         return Serving(bundle)
 
     def _flip(self, swap: _Swap, bundle: str) -> None:

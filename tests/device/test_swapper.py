@@ -403,6 +403,21 @@ def test_a_daemon_that_ends_while_a_bundle_opens_says_nothing_against_it(
         board.swap(other)
 
 
+def test_a_defect_while_a_bundle_is_put_in_place_ends_the_attempt(board, other_dir, monkeypatch, caplog):
+    opened = Board.open
+
+    def open_or_not(bundle):
+        if bundle.bundle_id != board.installed.bundle_id:
+            raise ValueError("odd")
+        return opened(board, bundle)
+
+    monkeypatch.setattr(board, "open", open_or_not)
+    board.want("7", other_dir)
+    wait_until(lambda: board.reports, WAIT_S)
+    assert board.reports == [("7", Failure.LOAD, board.installed.bundle_id)]
+    assert "defect while a bundle is put in place" in caplog.text
+
+
 def test_running_time_goes_on_over_a_start(tmp_path, installed_dir, other_dir):
     with Board(tmp_path, installed_dir):
         pass
