@@ -215,6 +215,11 @@ class Personal:
             if contest is not None:
                 if contest.is_served and contest.shared is bundle:
                     self._serve(contest, own=False)
+                    if contest.is_served:
+                        # Tried again, or they would go on to answer with nobody to take them back.
+                        with self._lock:
+                            self._changed.add(model)
+                        return
                 del self._contests[model], contest
                 give_back_memory()
             if heads is not None:

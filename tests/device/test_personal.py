@@ -34,6 +34,7 @@ from edge_daemon.models import Numbering, open_stage
 from edge_daemon.personal import MAX_WAITING, SCENE_S, Personal, Surroundings
 from edge_daemon.training.arrays import dump_arrays
 from edge_daemon.training.state import ModelState
+from edge_daemon.training.wiring import make_personal
 from tests.device.signed_fleet import FakeClock
 from tests.device.spooling_cases import wait_until
 from tests.identity.party import Party
@@ -81,7 +82,7 @@ class Board:
     def __init__(self, bundle):
         self.bundle = bundle
         self.shared, self.own = FakeLadder(SHARED_SAYS), FakeLadder(OWN_SAYS)
-        self.opened, self.installed, self.refusal = [], [], None
+        self.opened, self.installed, self.refusal, self.refused = [], [], None, 0
         self.clock = FakeClock()
         self.seqs = itertools.count()
         self.sensors = itertools.count()
@@ -100,6 +101,7 @@ class Board:
 
     def _install(self, bundle):
         if self.refusal is not None:
+            self.refused += 1
             raise self.refusal
         self.installed.append("own" if self.is_own(bundle) else "shared")
         done = Future()
@@ -301,6 +303,20 @@ def test_the_way_back_is_tried_until_it_is_open(board):
     wait_until(lambda: board.installed == ["own", "shared"])
 
 
+def test_new_heads_wait_until_those_before_are_taken_back(board):
+    board.take_heads()
+    board.judge(ENOUGH, OWN_SAYS)
+    wait_until(lambda: board.personal.serving == 1)
+    board.refusal = MemoryError("not now")
+    board.personal.take_heads("digits", dump_arrays(heads_of(board.bundle, 0.5)))
+    wait_until(lambda: board.refused)
+    assert len(board.opened) == 2
+    board.refusal = None
+    board.personal._wake()
+    wait_until(lambda: len(board.opened) == 4)
+    assert board.installed == ["own", "shared"]
+
+
 def test_what_the_thread_does_not_get_to_is_counted(board):
     board.take_heads()
     board.own.gate.clear()
@@ -332,6 +348,26 @@ def test_a_defect_ends_nothing(board, caplog):
     board.own.error = None
     board.judge(1, OWN_SAYS)
     assert board.personal.wins == 1
+
+
+def test_a_model_on_litert_is_left_out_with_a_word(bundle, caplog):
+    config = Config(
+        device=DeviceConfig(id="press-3"),
+        models=(ModelConfig(bundle="digits", runtime="litert"),),
+        inlet=InletConfig(sources=(SourceConfig(topic="sensors/{sensor}"),)),
+        training=TrainingConfig(enabled=True, serve_private_heads=True),
+    )
+    personal = make_personal(
+        config,
+        {"digits": config.models[0]},
+        {"digits": bundle},
+        lambda _: Future(),
+        clock=FakeClock(),
+        numbering=Numbering(BOOT, itertools.count().__next__),
+    )
+    personal.take_heads("digits", dump_arrays(heads_of(bundle)))
+    assert not personal._heads
+    assert "private heads of digits are not served: weights are inside of LiteRT's stages" in caplog.text
 
 
 # --- a whole board -------------------------------------------------------------------------------------

@@ -77,6 +77,17 @@ def test_heads_that_win_three_scenes_in_four_are_preferred_soon_and_kept():
     assert np.mean([end.is_preferred for end in ends]) > 0.95
 
 
+def test_heads_that_are_as_good_stay_for_as_many_scenes_as_the_evidence_that_is_needed_or_more():
+    rng = np.random.default_rng(2)
+    stays = []
+    for _ in range(200):
+        standing, scenes = Standing(is_preferred=True), 0
+        while standing.is_preferred:
+            standing, scenes = next_standing(standing, is_won=bool(rng.random() < 0.5)), scenes + 1
+        stays.append(scenes)
+    assert np.mean(stays) >= NEEDED
+
+
 def any_preferred(scenes):
     standing = Standing()
     for is_won in scenes:
