@@ -141,6 +141,50 @@ def join(fleet, name):
     fleet.serves[name], fleet.online[name] = SHIPPED, True
 
 
+def test_what_one_site_has_tried_goes_to_all_others(store):
+    names = [f"press-{n}" for n in range(40)]
+    fleet = Fleet(store, names, labels={name: {"site": "hamburg"} for name in names[:20]})
+    fleet.release(5)
+    fleet.start(5, group={"site": "hamburg"})
+    fleet.go_on(1500)
+    assert sum(release == "5" for release in fleet.serves.values()) == 20
+    rollout = fleet.start(5)
+    fleet.turn()
+    assert len(offered(fleet)) == 21
+    fleet.turn(100)
+    # It alone speaks for the wave, however many have run the release for long.
+    assert fleet.state(rollout).enough_s is None
+    fleet.go_on(2000)
+    assert fleet.state(rollout).phase is Phase.DONE
+    assert set(fleet.serves.values()) == {"5"}
+    again = fleet.start(5)
+    fleet.turn()
+    assert fleet.state(again).phase is Phase.DONE
+
+
+def test_a_release_that_turns_out_bad_at_the_other_sites_is_taken_from_the_first_one_too(fleet):
+    for name in NAMES[:4]:
+        set_labels_of(fleet, name, {"site": "hamburg"})
+    fleet.release(4)
+    fleet.start(4)
+    fleet.go_on(1500)
+    fleet.release(5)
+    fleet.start(5, group={"site": "hamburg"})
+    fleet.go_on(1500)
+    assert len(offered(fleet)) == 4
+    rollout = fleet.start(5)
+    fleet.turn()
+    assert len(offered(fleet)) == 5
+    fleet.evidence.said = WORSE
+    fleet.go_on(100)
+    assert fleet.state(rollout).phase is Phase.HALTED
+    assert set(fleet.serves.values()) == {"4"}
+
+
+def set_labels_of(fleet, name, labels):
+    fleet.store.database.run(lambda c: set_labels(c, name, labels))
+
+
 def test_a_board_that_joins_beside_a_rollout_gets_what_the_group_runs_also_after_a_halt(fleet):
     fleet.release(4)
     fleet.start(4)

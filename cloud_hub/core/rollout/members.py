@@ -28,8 +28,11 @@ def with_seen(state: RolloutState, device: Device, now_s: float) -> RolloutState
 
 def new_member(state: RolloutState, device: Device) -> Member:
     """A device that nobody has seen yet, in its wave."""
-    before = "" if device.release == state.release else device.release
-    return Member(wave_of(state.cuts, device, state.salt), before=before)
+    wave = wave_of(state.cuts, device, state.salt)
+    if device.release == state.release:
+        # It will not say again what it said when it was first told. Yet what others get it loses with them.
+        return Member(wave, is_offered=True, outcome=Outcome.EARLIER)
+    return Member(wave, before=device.release)
 
 
 def with_lost(state: RolloutState, name: str, now_s: float) -> RolloutState:

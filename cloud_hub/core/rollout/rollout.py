@@ -113,6 +113,8 @@ def begin(
     if not 1 <= scene_s <= MAX_SCENE_S:
         raise ValueError(f"scene_s {scene_s} is not in 1..{MAX_SCENE_S}")
     members = [device for device in fleet if has(device, group or {})]
+    new = [device for device in members if device.release != release]
+    have_it = f", {len(members) - len(new)} of them were to run it before" if len(new) < len(members) else ""
     salt = rollout_id if salt is None else salt
     state = RolloutState(
         id=rollout_id,
@@ -121,14 +123,14 @@ def begin(
         previous=previous,
         group=dict(group or {}),
         waves=tuple(waves),
-        cuts=select_cuts(waves, members, salt),
+        cuts=select_cuts(waves, new, salt),
         salt=salt,
         limits=limits or RolloutLimits(),
         started_s=now_s,
         is_common=is_common,
         health_rules=health or HealthRules(),
         scene_s=scene_s,
-        history=(Entry(now_s, f"release {release} for {len(members)} devices", by),),
+        history=(Entry(now_s, f"release {release} for {len(members)} devices{have_it}", by),),
     )
     known = {
         device.name: replace(new_member(state, device), online_since_s=now_s if device.is_online else None)
@@ -330,7 +332,11 @@ def _offer(state: RolloutState, name: str) -> list[Effect]:
 
 
 def _samples(state: RolloutState) -> list[Effect]:
-    return [Sample(name, state.sampling) for name, each in state.members.items() if each.is_offered]
+    return [
+        Sample(name, state.sampling if each.wave <= state.wave else None)
+        for name, each in state.members.items()
+        if each.is_offered
+    ]
 
 
 def _needs_approval_only(state: RolloutState, now_s: float) -> bool:

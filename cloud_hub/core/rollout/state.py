@@ -30,6 +30,8 @@ class Outcome(StrEnum):
 
     NONE = "none"
     """Not offered, or offered and not answered."""
+    EARLIER = "earlier"
+    """It was to run the release before, and may have answered long ago: counts for nothing until it does."""
     COMMITTED = "committed"
     REVERTED = "reverted"
     SILENT = "silent"
@@ -156,7 +158,9 @@ class RolloutState(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """Devices of the waves opened so far. `reached` were online with the offer; `failed` of them."""
+    """Devices of the waves opened so far, but those that were to run the release before. `reached` were
+    online with the offer; `failed` of them.
+    """
 
     devices: int
     reached: int
@@ -167,7 +171,11 @@ class Tally(msgspec.Struct, frozen=True):
 
 def tally_of(state: RolloutState) -> Tally:
     """Count the devices of the waves opened so far."""
-    members = [each for each in state.members.values() if each.wave <= state.wave]
+    members = [
+        each
+        for each in state.members.values()
+        if each.wave <= state.wave and each.outcome is not Outcome.EARLIER
+    ]
     reached = [each for each in members if each.reached_s is not None]
     outcomes = [each.outcome for each in reached]
     silent = outcomes.count(Outcome.SILENT)
@@ -178,6 +186,12 @@ def tally_of(state: RolloutState) -> Tally:
         outcomes.count(Outcome.REVERTED) + silent,
         silent,
     )
+
+
+def is_of_earlier_ones(state: RolloutState) -> bool:
+    """Whether all devices of the waves opened so far were to run the release before."""
+    opened = [each for each in state.members.values() if each.wave <= state.wave]
+    return bool(opened) and all(each.outcome is Outcome.EARLIER for each in opened)
 
 
 def noted(state: RolloutState, now_s: float, what: str, by: str = "") -> RolloutState:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cloud_hub.core.rollout.state import RolloutState, tally_of
+from cloud_hub.core.rollout.state import RolloutState, is_of_earlier_ones, tally_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ def waits_for(state: RolloutState, *, now_s: float) -> list[Waiting]:
     """What the next wave (or, after the last, the end) waits for; nothing once it may open."""
     waiting: list[Waiting] = []
     following = state.wave + 1
-    if state.wave >= 0:
+    # Where nobody is new nothing will be reported.
+    if state.wave >= 0 and not is_of_earlier_ones(state):
         wave = state.waves[state.wave]
         if state.enough_s is None:
             tally = tally_of(state)
