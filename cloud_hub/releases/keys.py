@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -17,6 +18,9 @@ from edge_cascade.durable import sync_directory, write_durably
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer
+
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What a memory stick says, whose file system has no hard links."""
 
 
 def make_key(path: Path, passphrase: bytes | None) -> Signer:
@@ -35,14 +39,25 @@ def make_key(path: Path, passphrase: bytes | None) -> Signer:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             write_durably(draft, content, mode=0o600)
-            # Unlike a rename this never replaces.
-            os.link(draft, path)
+            _put(draft, path)
         finally:
             draft.unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         raise SigningError(f"{path}: {error.strerror or error}; keys are never replaced") from error
     return CryptoSigner(key)
+
+
+def _put(draft: Path, path: Path) -> None:
+    """Unlike a rename this never replaces."""
+    try:
+        os.link(draft, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # A file of our own under this name, which the rename replaces.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        draft.replace(path)
 
 
 def write_public_key(path: Path, key: Signer) -> None:

@@ -60,7 +60,8 @@ def order(
 def _check(state: RolloutState, kind: OrderKind) -> None:
     if state.is_closed:
         raise RolloutError(
-            f"rollout {state.id} is closed: another one of {state.model!r} has its devices now"
+            f"rollout {state.id} is closed: another one of {state.model!r} has its devices now. To take them "
+            f"off release {state.release} halt that one and `cloud-hub release promote` an older release"
         )
     if kind == "kill":
         if state.is_killed:

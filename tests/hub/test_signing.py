@@ -1,6 +1,7 @@
 """What the hub signs, held against the trust that boards have in it."""
 
 import datetime
+import errno
 import hashlib
 import json
 import os
@@ -342,6 +343,23 @@ def test_keys_are_under_their_passphrase_and_never_replaced(tmp_path):
         make_key(tmp_path / "root.pem", b"secret")
     with pytest.raises(SigningError, match="No such file"):
         read_key(tmp_path / "none.pem", None)
+
+
+def test_keys_are_written_to_a_memory_stick_without_hard_links_and_never_replaced_there(
+    tmp_path, monkeypatch
+):
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "stick" / "root.pem"
+    key = make_key(path, b"secret")
+    assert read_key(path, b"secret").public_key == key.public_key
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(SigningError, match="never replaced"):
+        make_key(path, b"secret")
+    assert read_key(path, b"secret").public_key == key.public_key
+    assert [each.name for each in path.parent.iterdir()] == ["root.pem"]
 
 
 def test_a_repository_is_begun_once_and_with_enough_keys(hub, tmp_path):
