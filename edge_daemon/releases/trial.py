@@ -57,6 +57,8 @@ class TrialLimits:
     max_memory_factor: float = 1.5
     max_memory_bytes: int = 2**31
     max_trial_s: float = 120.0
+    max_idle_s: float = 30.0
+    """After so long a trial that only gets what answers leave is begun again, with a share of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,12 @@ class Trial:
         launch: Launch = launch_trial,
         again: Launch | None = None,
     ) -> None:
-        """What does not end in time when it was started by `launch` has another go, by `again`."""
+        """What `launch` has started and does not end within `max_idle_s` has another go, by `again`."""
         self._parent = parent
         self._limits = limits
-        self._launches = [launch] if again is None else [launch, again]
+        self._goes = [(launch, limits.max_trial_s)]
+        if again is not None:
+            self._goes = [(launch, limits.max_idle_s), (again, limits.max_trial_s)]
 
     def clear(self) -> None:
         """Remove what trials of an earlier start have left."""
@@ -120,51 +124,51 @@ class Trial:
         return result
 
     def _child(self, bundle: Path, against: Path | None, how: TriedAs, stop: threading.Event) -> TrialResult:
-        for launch in self._launches:
+        limits = self._limits
+        job = TrialJob(
+            bundle=str(bundle.absolute()),
+            against=None if against is None else str(against.absolute()),
+            plan=how.plan,
+            point=how.point,
+            runtime=how.runtime,
+            max_memory_bytes=limits.max_memory_bytes,
+            max_seconds=int(limits.max_trial_s) + 1,
+        )
+        for launch, most_s in self._goes:
             with contextlib.suppress(TimeoutError):
-                return self._run_child(launch, bundle, against, how, stop)
-        raise RefusedError(Failure.LATENCY, f"its trial did not end within {self._limits.max_trial_s:.0f} s")
+                return self._go(job, launch, most_s, stop)
+        raise RefusedError(Failure.LATENCY, f"its trial did not end within {limits.max_trial_s:.0f} s")
 
-    def _run_child(
-        self, launch: Launch, bundle: Path, against: Path | None, how: TriedAs, stop: threading.Event
-    ) -> TrialResult:
+    def _go(self, job: TrialJob, launch: Launch, most_s: float, stop: threading.Event) -> TrialResult:
         directory = make_job_directory(self._parent)
         try:
-            job = TrialJob(
-                bundle=str(bundle.absolute()),
-                against=None if against is None else str(against.absolute()),
-                plan=how.plan,
-                point=how.point,
-                runtime=how.runtime,
-                max_memory_bytes=self._limits.max_memory_bytes,
-                max_seconds=int(self._limits.max_trial_s) + 1,
-            )
             (directory / JOB_FILE).write_bytes(msgspec.json.encode(job))
-            return _result(directory, self._wait(launch, directory, stop))
+            return _result(directory, _wait(launch, most_s, directory, stop))
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _wait(self, launch: Launch, directory: Path, stop: threading.Event) -> int:
-        """The child's return code.
 
-        Raises:
-            StoppedError: `stop` was set.
-            TimeoutError: it took too long.
-        """
-        codes: SimpleQueue[int] = SimpleQueue()
-        running = launch(directory, codes.put)
-        left_s = self._limits.max_trial_s
-        while True:
-            try:
-                return codes.get(timeout=min(_LOOK_S, max(left_s, 0.0)))
-            except Empty:
-                left_s -= _LOOK_S
-            if stop.is_set() or left_s <= 0:
-                running.kill()
-                codes.get()
-                if stop.is_set():
-                    raise StoppedError("the trial was stopped")
-                raise TimeoutError
+def _wait(launch: Launch, most_s: float, directory: Path, stop: threading.Event) -> int:
+    """The return code of a child that is started in a directory.
+
+    Raises:
+        StoppedError: `stop` was set.
+        TimeoutError: it took too long.
+    """
+    codes: SimpleQueue[int] = SimpleQueue()
+    running = launch(directory, codes.put)
+    left_s = most_s
+    while True:
+        try:
+            return codes.get(timeout=min(_LOOK_S, max(left_s, 0.0)))
+        except Empty:
+            left_s -= _LOOK_S
+        if stop.is_set() or left_s <= 0:
+            running.kill()
+            codes.get()
+            if stop.is_set():
+                raise StoppedError("the trial was stopped")
+            raise TimeoutError
 
 
 def _check_golden(result: TrialResult, weighed: TrialResult | None) -> None:

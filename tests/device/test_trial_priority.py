@@ -13,7 +13,7 @@ from edge_daemon.errors import RefusedError
 from edge_daemon.releases.trial import Trial, TrialLimits, TriedAs, launch_again, launch_trial
 from edge_daemon.releases.trial_child import RESULT_FILE, TrialResult
 
-BRIEF = TrialLimits(max_trial_s=0.5)
+BRIEF = TrialLimits(max_trial_s=0.6, max_idle_s=0.3)
 MEASURED = TrialResult({"fp32": 0.0}, {"fp32": 0.01}, 2**20, 1e-3, None, ())
 
 
