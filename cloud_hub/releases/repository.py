@@ -354,9 +354,16 @@ class SignedRepository:
         """Sign snapshot and timestamp again, and the weights' role where it expires soon.
 
         Raises:
-            SigningError: when the key or the metadata cannot be read, or the disk does not take it.
+            SigningError: when root has expired by this clock, the key or the metadata cannot be read, or the
+                disk does not take it.
         """
         with self._alone(now):
+            # Boards move their time forward by what is signed here, and never back: far ahead nothing holds.
+            if (expires := self._roles.root().expires) <= now:
+                raise SigningError(
+                    f"root expired on {expires:%Y-%m-%d}, by this machine's clock, which says "
+                    f"{now:%Y-%m-%d}: set the clock, or renew it by `cloud-hub keys renew --role root --key FILE`"
+                )
             role = self._roles.weights()
             if role.expires - now < RENEW_WEIGHTS_BEFORE:
                 self._roles.sign_weights(role, now)

@@ -120,6 +120,16 @@ def test_keys_are_not_made_for_a_change_that_waits_or_cannot_be(hub, fresh):  # 
         check("root", new_keys=2, threshold=2, keep=[], keys=hub.root_keys)
 
 
+def test_a_clock_that_is_years_ahead_signs_nothing_that_boards_could_never_forget(hub):  # noqa: F811
+    before = (hub.repository.metadata_directory / "timestamp.json").read_bytes()
+    with pytest.raises(
+        SigningError, match="root expired on 2031-05-01, by this machine's clock, which says 2041"
+    ):
+        hub.repository.renew_online(NOW + 4000 * DAY)
+    assert (hub.repository.metadata_directory / "timestamp.json").read_bytes() == before
+    hub.repository.renew_online(NOW + DAY)
+
+
 def test_what_is_renewed_before_it_expires_is_believed_for_years(hub, tmp_path):  # noqa: F811
     hub.sign()
     for month in range(0, 36, 6):
