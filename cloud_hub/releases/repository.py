@@ -362,7 +362,8 @@ class SignedRepository:
             if (expires := self._roles.root().expires) <= now:
                 raise SigningError(
                     f"root expired on {expires:%Y-%m-%d}, by this machine's clock, which says "
-                    f"{now:%Y-%m-%d}: set the clock, or renew it by `cloud-hub keys renew --role root --key FILE`"
+                    f"{now:%Y-%m-%d}: set the clock, or renew it by "
+                    "`cloud-hub keys renew --role root --key FILE`"
                 )
             role = self._roles.weights()
             if role.expires - now < RENEW_WEIGHTS_BEFORE:
