@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 MAX_WAITING: Final = 64
 LOOK_S: Final = 1.0
 STOP_S: Final = 5.0
+AGAIN_S: Final = 60.0
+"""What could not be opened (memory was short) is tried again after that."""
 NICE: Final = 10
 """Answers go first where there are few cores."""
 
@@ -113,6 +115,8 @@ class Shadow:
         """By model the bundle that serves and the share of its samples, for the inference thread."""
         self._comparisons: dict[str, _Comparison] = {}
         self._asked: dict[str, Shadowing] = {}
+        self._again: dict[str, tuple[float, Shadowing]] = {}
+        """By model when to try again to begin, and what."""
         self._lock = threading.Lock()
         self._drawn: queue.Queue[_Drawn | None] = queue.Queue(MAX_WAITING)
         self._burst = Burst()
@@ -202,9 +206,16 @@ class Shadow:
             self._report(comparison)
 
     def _take_terms(self) -> None:
+        now_s = self._around.clock.monotonic_s()
+        for model in [model for model, (due_s, _) in self._again.items() if due_s <= now_s]:
+            _, shadowing = self._again.pop(model)
+            with self._lock:
+                # What was asked for meanwhile goes first.
+                self._asked.setdefault(model, shadowing)
         while self._asked:
             with self._lock:
                 model, shadowing = self._asked.popitem()
+            self._again.pop(model, None)
             self._end(model)
             comparison = self._begin(shadowing)
             if comparison is None:
@@ -227,7 +238,8 @@ class Shadow:
                 return None
             ladder = self._around.open_ladder(other)
         except (CascadeError, EdgeError, OSError, MemoryError) as error:
-            log.warning("not shadowed model=%s: %s", asked.model, error)
+            self._again[asked.model] = (self._around.clock.monotonic_s() + AGAIN_S, shadowing)
+            log.warning("not shadowed model=%s next_try_s=%.0f: %s", asked.model, AGAIN_S, error)
             return None
         serving = self._served(asked.model)
         if serving.bundle_id != shadowing.serving:

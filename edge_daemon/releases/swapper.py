@@ -48,7 +48,7 @@ from edge_daemon.core.swap_events import (
     Tick,
     Verify,
 )
-from edge_daemon.core.swap_state import End, SwapLimits, SwapState
+from edge_daemon.core.swap_state import End, SwapLimits, SwapState, bar_of
 from edge_daemon.errors import EdgeError, StoppedError
 from edge_daemon.memory import give_back_memory
 from edge_daemon.pipeline import Pipeline
@@ -435,7 +435,9 @@ class Swapper:
             return
         state = swap.state
         other = state.live if swap.serving != state.live else state.previous
-        directory = None if other is None else self._directory_of(swap, other)
+        # What somebody at the board has taken back is not loaded again.
+        is_wanted = other is not None and bar_of(state, other) is None
+        directory = self._directory_of(swap, other) if other is not None and is_wanted else None
         # Without what is no shadow's affair: other terms end its scenes.
         asked = replace(swap.asked, size_bytes=0, audit_ppm=0)
         shadowing = Shadowing(asked, swap.serving, directory)

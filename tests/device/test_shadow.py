@@ -5,6 +5,7 @@ import queue
 import random
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -37,7 +38,7 @@ from edge_daemon.core.scenes import (
 )
 from edge_daemon.core.spooling import SHADOW_PLAN, ItemKind
 from edge_daemon.pipeline import Answer, Outcome, Sample
-from edge_daemon.shadow import MAX_WAITING, Shadow, Shadowing, Surroundings
+from edge_daemon.shadow import AGAIN_S, MAX_WAITING, Shadow, Shadowing, Surroundings
 
 from .signed_fleet import FakeClock
 
@@ -392,6 +393,32 @@ def test_unreadable_other_bundle_is_said_and_nothing_is_compared(board, tmp_path
     board.wait(lambda: "not shadowed" in caplog.text)
     board.observe(1)
 
+    assert board.stopped() == []
+
+
+def test_what_could_not_be_opened_is_tried_again_unless_something_else_is_asked_for(board, caplog):
+    ladder, short = board.ladder, threading.Event()
+
+    def open_ladder(_):
+        if not short.is_set():
+            raise MemoryError("short")
+        return ladder
+
+    board.shadow._around = replace(board.shadow._around, open_ladder=open_ladder)
+    board.hear()
+    board.wait(lambda: "not shadowed" in caplog.text)
+    short.set()
+    assert not board.is_comparing()
+    board.clock.now_s += AGAIN_S
+    board.wait(board.is_comparing)
+
+    short.clear()
+    board.hear(ppm=900_000)
+    board.wait(lambda: caplog.text.count("not shadowed") == 2)
+    board.hear(ppm=0)
+    board.wait(lambda: not board.shadow._again)
+    short.set()
+    board.clock.now_s += AGAIN_S
     assert board.stopped() == []
 
 

@@ -366,6 +366,8 @@ def test_somebody_at_the_board_can_ask_for_the_bundle_before(board, other_dir):
     wait_until(lambda: board.serving == board.installed.bundle_id, WAIT_S)
     wait_until(lambda: len(board.reports) == 2, WAIT_S)
     assert board.reports[1] == ("7", Failure.ASKED, board.installed.bundle_id)
+    wait_until(lambda: board.shadowings[-1].serving == board.installed.bundle_id, WAIT_S)
+    assert board.shadowings[-1].other_directory is None
     assert not (board.root / "tiny" / REVERT_FILE).exists()
 
 
