@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_cascade.bundle import Bundle
+from edge_cascade.burst import Burst
 from edge_cascade.errors import BackendError
 from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb, Ladder
@@ -95,6 +96,7 @@ class Pipeline:
         self._boot = boot.hex()
         self._next_seq = next_seq
         self._now_s = now_s
+        self._burst = Burst()
         self._labels = bundle.graph.labels
         self._model = bundle.graph.model
         self._wire = bundle.graph.wire
@@ -133,7 +135,12 @@ class Pipeline:
         return Outcome(answer, climb, case)
 
     def _give_up(self, sample: Sample, audit_probability: float, error: BackendError) -> Outcome:
-        log.warning("no answer sensor=%s model=%s error=%s", sample.sensor, self._model, error)
+        kept_back = self._burst.note(now_s=self._now_s())
+        if kept_back is not None:
+            log.warning(
+                "no answer sensor=%s model=%s kept_back=%d error=%s",
+                sample.sensor, self._model, kept_back, error,
+            )  # fmt: skip
         case = self._case(sample, self._next_seq(), (), audit_probability, Reason.FAILED, escalated=True)
         return Outcome(None, None, case)
 

@@ -123,6 +123,13 @@ def test_without_a_first_rung_the_hub_is_asked_alone(tiny_bundle):
     assert (outcome.answer, outcome.case.reason) == (None, Reason.FAILED)
 
 
+def test_samples_without_an_answer_are_one_line_in_the_log(tiny_bundle, caplog):
+    pipeline = make(tiny_bundle, ACCEPT_ALL, 0.0, open_stage=Broken)
+    for _ in range(20):
+        pipeline.process(SAMPLE)
+    assert caplog.text.count("no answer sensor=") == 1
+
+
 def test_a_nan_that_got_through_is_answered_as_nothing_known(tiny_bundle):
     x = np.full_like(X, np.nan)
     outcome = make(tiny_bundle, ACCEPT_ALL, 0.0).process(Sample("s", np.nan_to_num(x, nan=3.4e38), 10.0, 1))
