@@ -15,7 +15,7 @@ from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.core.rollout.findings import HealthRules
 from cloud_hub.core.rollout.judge import JudgeRules
 from cloud_hub.core.rollout.rollout import begin, check_start, rules_of
-from cloud_hub.core.rollout.state import SCENE_S, Phase, RolloutLimits, RolloutState
+from cloud_hub.core.rollout.state import SCENE_S, RolloutLimits, RolloutState
 from cloud_hub.core.rollout.waves import DEFAULT_WAVES, Wave
 from cloud_hub.errors import RolloutError
 from cloud_hub.store.acts import note_act
@@ -23,10 +23,10 @@ from cloud_hub.store.releases import take_release
 from cloud_hub.store.rollouts import (
     devices_of_fleet,
     insert_rollout,
-    list_rollouts,
     live_releases,
     mark_release,
     open_rollouts,
+    rollouts_done,
 )
 
 IsSigned = Callable[[str, str, str], bool]
@@ -118,11 +118,9 @@ def start_rollout(
 def common_release(connection: Connection, model: str, group: Mapping[str, str], release: int) -> str | None:
     """What was last rolled out to all boards of a group, and is live still."""
     live = [number for number in live_releases(connection, model) if number != release]
-    for row in list_rollouts(connection, model=model):
-        state = row.state
-        covers = all(group.get(key) == value for key, value in state.group.items())
-        if covers and state.phase is Phase.DONE and int(state.release) in live:
-            return state.release
+    for row in rollouts_done(connection, live):
+        if all(group.get(key) == value for key, value in row.state.group.items()):
+            return row.state.release
     return None
 
 

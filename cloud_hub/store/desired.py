@@ -16,6 +16,9 @@ _releases = schema.releases
 
 _NOTHING: Final = bytes(32)
 
+_DEVICES_A_QUERY: Final = 500
+"""A statement has so many variables at most (SQLite: 32,766)."""
+
 _CHANGES: Final = ("release", "audit_ppm", "shadow_ppm", "scene_s", "revision")
 
 
@@ -26,13 +29,15 @@ def desire(
 
     A row that is new begins with what the board was shipped with.
     """
-    query = select(_desired).where(_desired.c.device.in_(sorted(wanted)))
     revisions: dict[str, int] = {}
     held: dict[str, dict[str, Any]] = {}
-    for row in connection.execute(query).mappings():
-        revisions[row["device"]] = max(revisions.get(row["device"], 0), row["revision"])
-        if row["model"] == model:
-            held[row["device"]] = dict(row)
+    names = sorted(wanted)
+    for start in range(0, len(names), _DEVICES_A_QUERY):
+        asked = names[start : start + _DEVICES_A_QUERY]
+        for row in connection.execute(select(_desired).where(_desired.c.device.in_(asked))).mappings():
+            revisions[row["device"]] = max(revisions.get(row["device"], 0), row["revision"])
+            if row["model"] == model:
+                held[row["device"]] = dict(row)
     rows = []
     for device, changes in sorted(wanted.items()):
         before = held.get(device)

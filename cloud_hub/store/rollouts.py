@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, bindparam, delete, func, insert, select, update
 
 from cloud_hub.core.rollout.events import ReleaseState
-from cloud_hub.core.rollout.state import RolloutState
+from cloud_hub.core.rollout.state import Phase, RolloutState
 from cloud_hub.core.rollout.waves import Device
 from cloud_hub.errors import NotFoundError
 from cloud_hub.store import schema
@@ -166,6 +166,16 @@ def list_rollouts(
     if model is not None:
         query = query.where(_rollouts.c.model == model)
     return [_row_of(row) for row in connection.execute(query.offset(offset).limit(limit)).mappings()]
+
+
+def rollouts_done(connection: Connection, releases: Collection[int]) -> list[RolloutRow]:
+    """Rollouts of these releases that came to a good end, the newest first."""
+    query = (
+        select(_rollouts)
+        .where(_rollouts.c.release.in_(sorted(releases)), _rollouts.c.phase == Phase.DONE.value)
+        .order_by(_rollouts.c.created_at_ms.desc(), _rollouts.c.id.desc())
+    )
+    return [_row_of(row) for row in connection.execute(query).mappings()]
 
 
 def _row_of(row: RowMapping) -> RolloutRow:

@@ -29,6 +29,7 @@ from cloud_hub.rollouts.start import start_rollout
 from cloud_hub.rollouts.waves_file import read_plan
 from cloud_hub.store import schema
 from cloud_hub.store.acts import list_acts
+from cloud_hub.store.desired import desire
 from cloud_hub.store.rollouts import labels_of, mark_release, new_orders, new_swaps, set_labels
 from cloud_hub.store.store import Store
 from edge_cascade.messages import SHIPPED
@@ -139,6 +140,13 @@ def join(fleet, name):
     row = {"name": name, "first_seen_ms": 1, "last_seen_ms": 1, "online": True}
     fleet.store.database.run(lambda c: c.execute(schema.devices.insert().values(row)))
     fleet.serves[name], fleet.online[name] = SHIPPED, True
+
+
+def test_more_boards_than_a_statement_has_variables_are_told_what_to_run(store):
+    names = [f"board-{n}" for n in range(33_000)]
+    wanted = {name: {"release": "5"} for name in names}
+    told = [store.database.run(lambda c: desire(c, "pump", wanted)) for _ in range(2)]
+    assert [len(each) for each in told] == [33_000, 0]
 
 
 def test_what_one_site_has_tried_goes_to_all_others(store):
