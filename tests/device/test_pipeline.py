@@ -124,7 +124,7 @@ def test_without_a_first_rung_the_hub_is_asked_alone(tiny_bundle):
 
 
 def test_samples_without_an_answer_are_one_line_in_the_log(tiny_bundle, caplog):
-    pipeline = make(tiny_bundle, ACCEPT_ALL, 0.0, open_stage=Broken)
+    pipeline = make(tiny_bundle, ACCEPT_ALL, *[0.0] * 20, open_stage=Broken)
     for _ in range(20):
         pipeline.process(SAMPLE)
     assert caplog.text.count("no answer sensor=") == 1
