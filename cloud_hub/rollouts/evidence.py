@@ -153,14 +153,13 @@ class StoreEvidence:
             wanted[report.device, report.boot] |= {
                 pair.seq for scene in report.scenes for pair in scene.differing
             }
-        return {
-            (device, boot): self._store.database.run(
-                partial(
-                    references_of, model=model, full_model=full_model, device=device, boot=boot, seqs=seqs
-                )
-            )
-            for (device, boot), seqs in wanted.items()
-        }
+        # One piece of work a page, not one a board: what boards send goes through the same thread.
+        return self._store.database.run(
+            lambda c: {
+                (device, boot): references_of(c, model, full_model, device=device, boot=boot, seqs=seqs)
+                for (device, boot), seqs in wanted.items()
+            }
+        )
 
     # --- bundles -------------------------------------------------------------------------------------------
 
