@@ -152,7 +152,11 @@ class RolloutRun:
                 events += [] if member is None else [Removed(device.name)]
             elif member is None:
                 # After a halt it still sees to it that who is new gets what the others went back to.
-                is_served = state.phase is not Phase.HALTED or state.common is not None
+                is_served = (
+                    state.phase is not Phase.HALTED
+                    or state.common is not None
+                    or device.release == state.release
+                )
                 events += [Seen(device)] if is_served and has(device, state.group) else []
             elif state.is_widening and device.is_online != (member.online_since_s is not None):
                 events.append(Seen(device) if device.is_online else Lost(device.name))

@@ -189,6 +189,35 @@ def test_a_release_that_turns_out_bad_at_the_other_sites_is_taken_from_the_first
     assert set(fleet.serves.values()) == {"4"}
 
 
+@pytest.mark.parametrize("common", ["shipped", "4"])
+def test_a_board_that_was_gone_when_its_release_was_halted_is_taken_back_when_it_returns(fleet, common):
+    if common == "4":
+        fleet.release(4)
+        fleet.start(4)
+        fleet.go_on(1500)
+    fleet.release(5)
+    rollout = fleet.start(5)
+    fleet.go_on(100)
+    (canary,) = offered(fleet)
+    serve_only(fleet, canary, "another model")
+    fleet.turn()
+    assert canary not in fleet.state(rollout).members
+    fleet.order(rollout, "halt")
+    fleet.turn()
+    assert offered(fleet) == {canary}
+    serve_only(fleet, canary, "pump")
+    fleet.turn()
+    assert fleet.broker.wanted(canary).release == common
+
+
+def serve_only(fleet, name, model):
+    table = schema.devices
+    models = msgspec.json.encode([{"model": model, "takes_releases": True}]).decode()
+    fleet.store.database.run(
+        lambda c: c.execute(update(table).where(table.c.name == name).values(models=models))
+    )
+
+
 def set_labels_of(fleet, name, labels):
     fleet.store.database.run(lambda c: set_labels(c, name, labels))
 

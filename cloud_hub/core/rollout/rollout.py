@@ -153,7 +153,7 @@ def next_state(state: RolloutState, event: Event, *, now_s: float) -> Step:  # n
         case Seen():
             is_known = event.device.name in state.members
             state = with_seen(state, event.device, now_s)
-            effects = [] if is_known else _of_the_group(state, event.device.name)
+            effects = [] if is_known else _welcome(state, event.device.name)
         case Lost():
             state = with_lost(state, event.device, now_s)
         case Unheard():
@@ -373,6 +373,15 @@ def _take_back(state: RolloutState) -> list[Effect]:
         *_of_the_group(state, *state.members),
         *_samples(state),
     ]
+
+
+def _welcome(state: RolloutState, name: str) -> list[Effect]:
+    """What a new member is told at once."""
+    member = state.members.get(name)
+    if member is not None and member.is_offered and state.phase is Phase.HALTED:
+        # It was gone while the others were taken back.
+        return [TakeBack(name, member.before or state.common), Sample(name, None)]
+    return _of_the_group(state, name)
 
 
 def _of_the_group(state: RolloutState, *names: str) -> list[Effect]:
