@@ -68,6 +68,10 @@ def _run(options: argparse.Namespace) -> int:
     from edge_daemon.memory import favour_answers
     from edge_daemon.service import serve
 
+    if config.releases.enabled:
+        from edge_daemon.releases.wiring import count_start
+
+        count_start(config)
     daemon = Daemon(config)
     favour_answers()
     asyncio.run(serve(config, daemon))

@@ -54,6 +54,7 @@ from edge_daemon.memory import give_back_memory
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, ReleaseSource, Wanted
 from edge_daemon.releases.history import Entry, changes_of, note
+from edge_daemon.releases.starts import LASTED_S, note_lasted
 from edge_daemon.releases.state_file import Kept, load_state, save_state
 from edge_daemon.releases.trial import Trial, TriedAs
 from edge_daemon.releases.work import Worker
@@ -89,6 +90,8 @@ class ServedModel:
     installed_directory: Path
     serving: str
     how: TriedAs = field(default_factory=TriedAs)
+    distrusted: str = ""
+    """A live bundle with which no start has lasted (see `starts`): it answers after another attempt alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class _Swap:
     wanted: Wanted | None = None
     asked: DesiredModel | None = None
     shadowing: Shadowing | None = None
+    has_lasted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +219,7 @@ class Swapper:
                 for swap in self._swaps.values():
                     self._guard(self._look, swap)
         for swap in self._swaps.values():
+            note_lasted(swap.directory)
             with contextlib.suppress(StoppedError):
                 self._guard(self._feed, swap, Stopping())
 
@@ -274,6 +279,9 @@ class Swapper:
             self._feed(swap, Tick())
         if self._now_s(swap) - swap.saved_s > SAVE_EVERY_S:
             self._save(swap)
+        if not swap.has_lasted and self._hands.clock.monotonic_s() - self._started_s > LASTED_S:
+            swap.has_lasted = True
+            note_lasted(swap.directory)
 
     def _feed_counts(self, swap: _Swap) -> None:
         attempt = swap.state.attempt
@@ -396,6 +404,8 @@ class Swapper:
     # --- what serves ---------------------------------------------------------------------------------------
 
     def _serve(self, swap: _Swap, bundle: str) -> Event:
+        if bundle == swap.model.distrusted and swap.state.attempt is None:
+            return NotServing(bundle, "no start with it has lasted")
         if swap.serving != bundle:
             try:
                 self._flip(swap, bundle)

@@ -24,6 +24,7 @@ from edge_daemon.past_life import read_machine_boot
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, Spool
 from edge_daemon.releases.downloader import open_downloader
+from edge_daemon.releases.starts import has_not_lasted, note_openings
 from edge_daemon.releases.state_file import DamagedStateError, read_state
 from edge_daemon.releases.swapper import Hands, ServedModel, Swapper
 from edge_daemon.releases.trial import Trial, TrialLimits, TriedAs, launch_again
@@ -62,6 +63,11 @@ class Reporter:
         return self.spool.append(swap_item(message))
 
 
+def count_start(config: Config) -> None:
+    """Note on disk that `run` is about to open bundles, before any may end the process; see `starts`."""
+    note_openings(Path(config.device.state_dir) / RELEASES_DIRECTORY, read_machine_boot())
+
+
 class BoardReleases:
     """What the daemon needs of releases: which bundle answers at start, and the swapper."""
 
@@ -70,6 +76,8 @@ class BoardReleases:
         self._clock = clock
         self._directory = Path(config.device.state_dir) / RELEASES_DIRECTORY
         self._installed: dict[str, Bundle] = {}
+        self._distrusted: dict[str, str] = {}
+        """Live bundles that are not opened again by themselves, see `starts`."""
         # Filled before anything is fetched.
         self._store, self._source = open_downloader(
             config.releases, Path(config.device.state_dir), shipped=self._installed, clock=clock
@@ -86,6 +94,14 @@ class BoardReleases:
         try:
             kept = read_state(self._directory / model)
             if kept is None or kept.state.live == installed.bundle_id:
+                return None
+            if has_not_lasted(self._directory / model, kept.state.live, read_machine_boot()):
+                log.error(
+                    "serving the installed bundle of %s: no start with bundle %s has lasted",
+                    model,
+                    kept.state.live[:12],
+                )
+                self._distrusted[model] = kept.state.live
                 return None
             bundle = load_bundle(self._store.directory_of(model, kept.state.live))
             if bundle.bundle_id == kept.state.live:
@@ -114,6 +130,7 @@ class BoardReleases:
                 find_bundle(configured[name].bundle),
                 serving[name].bundle_id,
                 TriedAs(configured[name].plan, configured[name].point, configured[name].runtime),
+                self._distrusted.get(name, ""),
             )
             for name, installed in self._installed.items()
         ]

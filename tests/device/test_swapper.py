@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import shutil
 import threading
 from concurrent.futures import Future
 from itertools import count, pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -27,7 +29,7 @@ from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.models import Numbering, open_pipeline
 from edge_daemon.pipeline import Sample
 from edge_daemon.releases.history import read_history
-from edge_daemon.releases.state_file import STATE_FILE, read_state
+from edge_daemon.releases.state_file import STATE_FILE, Kept, read_state, save_state
 from edge_daemon.releases.swapper import REVERT_FILE, Hands, ServedModel, Swapper
 from edge_daemon.releases.trial import Trial, TrialLimits
 from tests.bundles import build
@@ -452,6 +454,28 @@ def test_a_live_bundle_that_is_gone_gives_way_to_the_installed_one_and_is_fetche
         shutil.rmtree(board.store.directory_of("tiny", other))
     with Board(tmp_path, installed_dir) as board:
         board.source.known[other] = other_dir
+        board.swap(other)
+        assert board.serving == other
+
+
+@pytest.mark.parametrize("has_previous", [True, False])
+def test_live_bundle_with_which_no_start_lasts_gives_way_and_comes_back_by_a_new_attempt_alone(
+    tmp_path, installed_dir, other_dir, has_previous
+):
+    with Board(tmp_path, installed_dir) as board:
+        other = board.want("7", other_dir)
+        board.swap(other)
+        installed = board.installed.bundle_id
+    if not has_previous:
+        kept = read_state(board.root / "tiny")
+        state = msgspec.structs.replace(kept.state, previous=None)
+        save_state(board.root / "tiny", Kept(state, kept.running_s, kept.wanted))
+    board = Board(tmp_path, installed_dir)
+    board.swapper._models = [dataclasses.replace(each, distrusted=other) for each in board.swapper._models]
+    board.source.known[other] = other_dir
+    with board:
+        wait_until(lambda: board.state.live == installed, WAIT_S, "the one before")
+        # What the hub wants is tried again, like any other bundle.
         board.swap(other)
         assert board.serving == other
 

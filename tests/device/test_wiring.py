@@ -17,8 +17,10 @@ from edge_daemon.config import (
     SourceConfig,
 )
 from edge_daemon.core.swap_state import Attempt, Phase, SwapState
+from edge_daemon.releases import wiring
+from edge_daemon.releases.starts import MAX_STARTS, STARTS_FILE, note_lasted
 from edge_daemon.releases.state_file import STATE_FILE, Kept, save_state
-from edge_daemon.releases.wiring import BoardReleases
+from edge_daemon.releases.wiring import BoardReleases, count_start
 from tests.bundles import build
 from tests.device.signed_fleet import SignedFleet
 
@@ -112,3 +114,46 @@ def test_whatever_is_damaged_the_installed_bundle_answers_and_it_is_said(board, 
     assert record.levelname == "ERROR"
     assert record.getMessage().startswith("serving the installed bundle of tiny: ")
     assert said in record.getMessage()
+
+
+# --- a live bundle with which no start lasts
+
+
+def test_bundle_with_which_no_start_lasts_gives_way_to_the_installed_one(board, caplog):
+    for _ in range(MAX_STARTS):
+        count_start(board.config)
+        assert board.at_start() == board.newer.bundle_id
+    count_start(board.config)
+    assert board.at_start() is None
+    assert "no start with bundle" in caplog.text
+
+
+def test_start_that_lasts_or_ends_as_it_was_asked_to_begins_the_count_anew(board):
+    for _ in range(3 * MAX_STARTS):
+        count_start(board.config)
+        assert board.at_start() == board.newer.bundle_id
+        note_lasted(board.directory)
+
+
+def test_power_cuts_and_starts_with_another_bundle_do_not_count(board, monkeypatch):
+    boots = iter(f"boot-{number // MAX_STARTS}" for number in range(1000))
+    for _ in range(3 * MAX_STARTS):
+        boot = next(boots)
+        monkeypatch.setattr(wiring, "read_machine_boot", lambda boot=boot: boot)
+        count_start(board.config)
+        assert board.at_start() == board.newer.bundle_id
+
+
+def test_crashes_of_an_attempt_count_against_that_one(board):
+    attempt = Attempt(2, "r2", "ab" * 32, 1000, is_return=False, is_fetched=True, phase=Phase.TRIAL)
+    board.save(SwapState(live=board.newer.bundle_id, attempt=attempt, number=2))
+    for _ in range(2 * MAX_STARTS):
+        count_start(board.config)
+        assert board.at_start() == board.newer.bundle_id
+
+
+def test_damaged_count_or_a_disk_that_takes_none_keeps_nothing_from_starting(board, caplog):
+    (board.directory / STARTS_FILE).mkdir()
+    count_start(board.config)
+    assert board.at_start() == board.newer.bundle_id
+    assert "are not counted" in caplog.text
