@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -46,8 +45,6 @@ MAX_REMEMBERED: Final = 4096
 LOOK_S: Final = 1.0
 FLIP_S: Final = 60.0
 STOP_S: Final = 5.0
-NICE: Final = 10
-"""Answers go first where there are few cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +181,6 @@ class Personal:
             self._told.put_nowait(None)
 
     def _run(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while not self._stopping.is_set():
             told = None
             with contextlib.suppress(queue.Empty):

@@ -1,16 +1,18 @@
-"""Asks a second bundle what it would have said, on a share of live samples, in no answer's way.
+"""Asks a second bundle what it would have said, on a share of live samples, beside the answers.
 
 A coin picks the samples before anything of their outcome is looked at. The pair of answers is counted by
 scenes; where the two differ, the input goes to the hub as well, which says who was right. Audited samples are
 left out: the hub asks both bundles about those itself. What the thread does not get to is dropped as it comes
 and counted.
+
+The thread has the priority of all others. One of a lower one that holds the interpreter's lock, and is not run
+because other processes are, would hold up every answer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import random
 import threading
@@ -50,8 +52,6 @@ LOOK_S: Final = 1.0
 STOP_S: Final = 5.0
 AGAIN_S: Final = 60.0
 """What could not be opened (memory was short) is tried again after that."""
-NICE: Final = 10
-"""Answers go first where there are few cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +178,6 @@ class Shadow:
             self._drawn.put_nowait(None)
 
     def _run(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while True:
             drawn = None
             with contextlib.suppress(queue.Empty):
