@@ -5,8 +5,8 @@ scenes; where the two differ, the input goes to the hub as well, which says who 
 left out: the hub asks both bundles about those itself. What the thread does not get to is dropped as it comes
 and counted.
 
-The thread has the priority of all others. One of a lower one that holds the interpreter's lock, and is not run
-because other processes are, would hold up every answer.
+The thread has the priority of all others. One of a lower one that holds the interpreter's lock, and is not
+run because other processes are, would hold up every answer.
 """
 
 from __future__ import annotations
