@@ -78,7 +78,7 @@ class Daemon:
         self.metrics = Metrics()
         rng = rng or random.SystemRandom()
         self._numbering = numbering
-        releases = self._open_releases()
+        self._releases = releases = self._open_releases()
         self._pipelines = open_pipelines(
             config.models,
             config.audit,
@@ -212,6 +212,8 @@ class Daemon:
             problems.append(f"sensors' broker: {self._inlet.session.problem or 'connecting'}")
         if self.uplink is not None and not self.uplink.is_up:
             problems.append(f"hub's broker: {self.uplink.problem or 'connecting'}")
+        if self._releases is not None and self._releases.problem:
+            problems.append(f"releases: {self._releases.problem}")
         return Health(ready=not problems, problems=tuple(problems))
 
     def spooled_rows(self) -> int:
@@ -453,6 +455,14 @@ class Daemon:
             swapper = self.swapper
             metrics.watch("swaps_committed", "Bundles swapped in since the start.", lambda: swapper.committed)
             metrics.watch("swaps_reverted", "Swaps that ended without it.", lambda: swapper.reverted)
+        if self._releases is not None:
+            releases = self._releases
+            metrics.watch(
+                "releases_denied",
+                "1 while the hub does not let this board fetch, else 0.",
+                lambda: int(bool(releases.problem)),
+                is_total=False,
+            )
         if self.shadow is not None:
             shadow = self.shadow
             metrics.watch("shadow_pairs", "Samples that a second bundle answered.", lambda: shadow.pairs)

@@ -5,8 +5,10 @@ length of every file. So a file may come from a bundle that is on disk, as a dif
 the hub in pieces over days: it counts when its digest is right. What was fetched of a file survives a power
 cut, and goes on by Range where the hub's file still has the same strong ETag.
 
-The network is never at fault for good: whatever fails on the way is tried again with full jitter. A file that
-the hub does not have, and minutes later neither, ends the attempt. Content that has the digest that was
+The network is never at fault for good: whatever fails on the way is tried again with full jitter, and at once
+when somebody exchanges the token or the authority. A file that the hub does not have, and minutes later
+neither, ends the attempt. A hub that does not let this board in is named again and again, for until somebody
+acts the board gets nothing. Content that has the digest that was
 signed and is wrong nevertheless is `Failure.INTEGRITY`.
 """
 
@@ -17,7 +19,6 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -32,19 +33,25 @@ from edge_daemon.errors import RefusedError, ReleaseError, StoppedError
 from edge_daemon.ports import Clock, Wanted
 from edge_daemon.releases.bundle_store import BundleStore
 from edge_daemon.releases.content import bounds_problems_of, check_part, is_intact
-from edge_daemon.releases.http_fetch import HttpFleet, StatusError, UnreachableError, Wait, parse_address
-from edge_daemon.releases.limits import Hours, next_opening_s, next_pause_s, parse_hours
+from edge_daemon.releases.http_fetch import (
+    FileMark,
+    HttpFleet,
+    StatusError,
+    UnreachableError,
+    Wait,
+    parse_address,
+)
+from edge_daemon.releases.limits import Hours, next_opening_s, parse_hours
 from edge_daemon.releases.part_fetch import CutDifferenceError, PartFetch, PausedError
+from edge_daemon.releases.tries import Tries
 from edge_daemon.releases.trust import Trust, read_root
 
 log = logging.getLogger(__name__)
 
 TRUST: Final = ".trust"
 """Beside the models: no model can have this name."""
-GONE: Final = frozenset({404, 410})
-GONE_BEFORE_REFUSAL: Final = 3
-GONE_PAUSE_S: Final = 60.0
-"""At least. A proxy whose hub restarts, and a hub whose files are put back, say so too, for a while."""
+LOOK_S: Final = 5.0
+"""How often it is looked whether somebody has exchanged token or authority."""
 CUTS_BEFORE_FILE: Final = 3
 """Tries for a difference; then the whole file is fetched, of which what has come is kept."""
 
@@ -61,6 +68,7 @@ class Downloader:
         shipped: Mapping[str, Bundle],
         wait: Wait,
         rng: random.Random,
+        clock: Clock,
         jitter_s: float = 0.0,
         hours: Hours | None = None,
         day_s: Callable[[], float] = lambda: 0.0,
@@ -72,40 +80,51 @@ class Downloader:
         self._shipped = shipped
         self._wait = wait
         self._rng = rng
+        self._clock = clock
         self._jitter_s = jitter_s
         self._hours = hours
         self._day_s = day_s
+        self._denied: dict[str, str] = {}
+        """By model, what the hub said last to a board that it does not let in."""
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be fetched until somebody acts; empty while nothing is known to be so."""
+        return next(iter(self._denied.copy().values()), "")
 
     def fetch(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
         """See `ports.ReleaseSource`."""
+        try:
+            self._fetch(wanted, held, stop)
+        finally:
+            self._denied.pop(wanted.model, None)
+
+    def _fetch(self, wanted: Wanted, held: Sequence[Path], stop: threading.Event) -> None:
         # So that a fleet that hears of a release at once does not come for it at once.
         self._pause(self._rng.uniform(0.0, self._jitter_s), stop)
-        failures = cuts = 0
-        gone: Counter[str] = Counter()
+        tries, cuts = Tries(), 0
         while True:
             self._wait_for_hours(stop)
-            before = self._fleet.bytes_received
+            before, shown = self._fleet.bytes_received, self._fleet.credentials()
             try:
                 self._fetch_once(wanted, held, stop, takes_differences=cuts < CUTS_BEFORE_FILE)
             except PausedError:
                 continue
             except (UnreachableError, StatusError) as error:
                 cuts += isinstance(error, CutDifferenceError)
-                # A connection that is cut again and again but brings something is no reason to wait longer.
-                failures = 1 if self._fleet.bytes_received > before else failures + 1
-                delay_s = next_pause_s(failures, self._rng)
-                if isinstance(error, StatusError) and error.status in GONE:
-                    gone[str(error)] += 1
-                    if gone[str(error)] >= GONE_BEFORE_REFUSAL:
-                        raise RefusedError(Failure.DOWNLOAD, str(error)) from error
-                    delay_s += GONE_PAUSE_S
-                level = logging.WARNING if failures == 1 else logging.DEBUG
-                log.log(level, "release=%s next_try_s=%.0f %s", wanted.release, delay_s, error)
-                self._pause(delay_s, stop)
+                has_come = self._fleet.bytes_received > before
+                now_s = self._clock.monotonic_s()
+                following = tries.after(error, has_come=has_come, now_s=now_s, rng=self._rng)
             except OSError as error:
                 raise _disk_failure(error) from error
             else:
                 return
+            if following.is_denied:
+                self._denied[wanted.model] = following.told
+            level = logging.WARNING if following.is_news else logging.DEBUG
+            log.log(level, "release=%s next_try_s=%.0f %s", wanted.release, following.delay_s, following.told)
+            if self._wait_for_try(following.delay_s, shown, stop):
+                tries = Tries()
 
     def verify(self, wanted: Wanted) -> None:
         """See `ports.ReleaseSource`.
@@ -149,6 +168,7 @@ class Downloader:
         self, wanted: Wanted, held: Sequence[Path], stop: threading.Event, *, takes_differences: bool
     ) -> None:
         authorised = self._trust.authorise(wanted.model, wanted.release, wanted.graph, wanted.weights, stop)
+        self._denied.pop(wanted.model, None)
         if self._store.has(wanted.model, wanted.bundle):
             directory = self._store.directory_of(wanted.model, wanted.bundle)
             if is_intact(directory, wanted):
@@ -180,6 +200,18 @@ class Downloader:
             # In stretches: the local clock may be set meanwhile.
             self._pause(min(delay_s, 600.0), stop)
 
+    def _wait_for_try(
+        self, delay_s: float, shown: tuple[FileMark | None, ...] | None, stop: threading.Event
+    ) -> bool:
+        """Wait so long, or until token or authority are others than were `shown`; whether they are."""
+        while delay_s > 0:
+            step_s = delay_s if shown is None else min(delay_s, LOOK_S)
+            self._pause(step_s, stop)
+            delay_s -= step_s
+            if self._fleet.credentials() != shown:
+                return True
+        return False
+
     def _pause(self, delay_s: float, stop: threading.Event) -> None:
         if stop.is_set() or (delay_s > 0 and self._wait(stop, delay_s)):
             raise StoppedError("stopped while waiting to fetch")
@@ -207,6 +239,7 @@ def open_downloader(
         shipped=shipped,
         wait=_wait_on_event,
         rng=random.Random(),  # noqa: S311 - spreads load, guards nothing
+        clock=clock,
         jitter_s=config.jitter_s,
         hours=parse_hours(config.hours) if config.hours else None,
         day_s=_local_day_s,

@@ -30,6 +30,8 @@ SLOW_AFTER_S: Final = 60.0
 SLOWEST_BYTES_PER_S: Final = 64
 """TUF's slow retrieval attack (specification 1.0, section 1.5.2): less than this is as good as nothing."""
 CHUNK_BYTES: Final = 16 * 1024
+DENIED: Final = frozenset({http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN})
+"""The token has expired, was revoked, or is for something else: until somebody exchanges it."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{1,256}"')
@@ -50,6 +52,8 @@ class StatusError(ReleaseError):
 
 Wait = Callable[[threading.Event, float], bool]
 """Wait so many seconds, or until the event is set; whether it is."""
+FileMark = tuple[int, int, int]
+"""A file's inode, size and time of change in nanoseconds; another one when it is written or replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,10 @@ class _Received(threading.local):
 
 
 class HttpFleet:
-    """The hub's files. Any thread may ask, they share the rate; `stop` ends every wait."""
+    """The hub's files. Any thread may ask, they share the rate; `stop` ends every wait.
+
+    Token and authority are read from their files again when these change: no exchange needs a restart.
+    """
 
     def __init__(self, address: FleetAddress, *, max_bytes_per_s: float, clock: Clock, wait: Wait) -> None:
         self._address = address
@@ -120,13 +127,21 @@ class HttpFleet:
         self._wait = wait
         self._bucket = Bucket()
         self._gate = threading.Lock()
-        self._tls: ssl.SSLContext | None = None
+        self._tls: tuple[FileMark | None, ssl.SSLContext] | None = None
         self._received = _Received()
 
     @property
     def bytes_received(self) -> int:
         """What has come for the thread that asks."""
         return self._received.size_bytes
+
+    def credentials(self) -> tuple[FileMark | None, ...] | None:
+        """What this board shows and trusts, as its files are now: another value once somebody exchanges one.
+
+        None where there are no such files.
+        """
+        files = [each for each in (self._address.token_file, self._address.ca_file) if each is not None]
+        return tuple(map(_mark_of, files)) if files else None
 
     @contextmanager
     def open(self, path: str, stop: threading.Event, *, start: int = 0, etag: str = "") -> Iterator[Body]:
@@ -219,13 +234,29 @@ class HttpFleet:
         host, port = self._address.host, self._address.port
         if not self._address.is_tls:
             return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-        if self._tls is None:
-            try:
-                self._tls = ssl.create_default_context(cafile=self._address.ca_file)
-            except OSError as error:
-                raise UnreachableError(f"releases.ca_file: {first_line(error)}") from error
-            self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=self._tls)
+        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=self._tls_context())
+
+    def _tls_context(self) -> ssl.SSLContext:
+        ca_file = self._address.ca_file
+        # Before it is read: what is written meanwhile is read the next time.
+        mark = None if ca_file is None else _mark_of(ca_file)
+        if self._tls is not None and self._tls[0] == mark:
+            return self._tls[1]
+        try:
+            context = ssl.create_default_context(cafile=ca_file)
+        except OSError as error:
+            raise UnreachableError(f"releases.ca_file: {first_line(error)}") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._tls = (mark, context)
+        return context
+
+
+def _mark_of(path: Path) -> FileMark | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from edge_cascade.signed_releases import (
 from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import ConfigError, RefusedError
 from edge_daemon.ports import Clock
-from edge_daemon.releases.http_fetch import StatusError, UnreachableError
+from edge_daemon.releases.http_fetch import DENIED, StatusError, UnreachableError
 from edge_daemon.releases.trusted_time import TrustedTime
 from edge_daemon.releases.turns import turn
 
@@ -83,6 +83,7 @@ class Trust:
         Raises:
             RefusedError: DOWNLOAD, naming the attack or who did not sign: tomorrow it may be otherwise.
             UnreachableError: the hub is away.
+            StatusError: it does not let this board in, or does not have the policy that it names.
             StoppedError: `stop` was set.
         """
         with turn(self._gate, stop):
@@ -97,7 +98,7 @@ class Trust:
         try:
             with turn(self._gate):
                 return self._authorise(self._read_back, model, release, graph, weights)
-        except UnreachableError as error:
+        except (UnreachableError, StatusError) as error:
             raise RefusedError(Failure.DOWNLOAD, f"metadata are not on disk: {error}") from error
 
     def _authorise(self, stream: Stream, model: str, release: str, graph: str, weights: str) -> Authorised:
@@ -110,6 +111,8 @@ class Trust:
             found = _look_up(updater, model, release, graph, weights)
             policy = self._policy(updater.targets.targets.get(POLICY_TARGET), stream)
         except exceptions.DownloadHTTPError as error:
+            if error.status_code in DENIED:
+                raise StatusError(METADATA_PATH, error.status_code) from error
             raise UnreachableError(str(error)) from error
         except (exceptions.RepositoryError, exceptions.DownloadError) as error:
             raise RefusedError(Failure.DOWNLOAD, attack_of(error)) from error

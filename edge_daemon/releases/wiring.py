@@ -111,6 +111,11 @@ class BoardReleases:
             log.error("serving the installed bundle of %s: %s", model, error)
         return None
 
+    @property
+    def problem(self) -> str:
+        """Why no release can be fetched until somebody acts; empty while nothing is known to be so."""
+        return self._source.problem
+
     def make_swapper(
         self,
         serving: Mapping[str, Bundle],

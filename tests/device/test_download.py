@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from dataclasses import astuple
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,7 @@ from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import ConfigError, RefusedError, StoppedError
 from edge_daemon.ports import Wanted
 from edge_daemon.releases.bundle_store import BundleStore
-from edge_daemon.releases.downloader import (
-    GONE,
-    GONE_BEFORE_REFUSAL,
-    GONE_PAUSE_S,
-    Downloader,
-    open_downloader,
-)
+from edge_daemon.releases.downloader import LOOK_S, Downloader, open_downloader
 from edge_daemon.releases.http_fetch import HttpFleet, UnreachableError, parse_address
 from edge_daemon.releases.limits import (
     LONGEST_PAUSE_S,
@@ -42,11 +37,18 @@ from edge_daemon.releases.limits import (
     next_pause_s,
     parse_hours,
 )
+from edge_daemon.releases.tries import (
+    FIRST_REMINDER_S,
+    GONE,
+    GONE_BEFORE_REFUSAL,
+    GONE_PAUSE_S,
+    LONGEST_REMINDER_S,
+)
 from edge_daemon.releases.trust import Trust
 from tests.bundles import build
 from tests.cascade.test_bundle import rewrite, rewrite_graph
 from tests.device.file_server import FileServer
-from tests.device.signed_fleet import FakeClock, SignedFleet, sha256
+from tests.device.signed_fleet import DAY, NOON, FakeClock, SignedFleet, sha256
 
 PARTS = ("graph", "weights")
 
@@ -77,12 +79,14 @@ class Board:
         self.day_s = 12 * 3600.0
         self.options = {}
         self.kbytes_per_s = 0.0
+        self.token = None
         self.root = tmp_path / "state" / "releases"
         self.store = BundleStore(self.root)
         self.restart()
 
     def restart(self):
-        address = parse_address(self.server.url, ca_file=None, token_file=None)
+        token_file = None if self.token is None else str(self.token)
+        address = parse_address(self.server.url, ca_file=None, token_file=token_file)
         http = HttpFleet(address, max_bytes_per_s=self.kbytes_per_s * 1000, clock=self.clock, wait=self.wait)
         trust = Trust(self.root / ".trust", root=self.fleet.first_root, stream=http.stream, clock=self.clock)
         self.downloader = Downloader(
@@ -92,6 +96,7 @@ class Board:
             shipped={"tiny": self.shipped},
             wait=self.wait,
             rng=random.Random(5),
+            clock=self.clock,
             day_s=lambda: self.day_s % 86400,
             **self.options,
         )
@@ -117,13 +122,16 @@ class Board:
             self.fleet.sign_graph(model, manifests["graph"])
             role = self.fleet.targets if offline else self.fleet.online
             self.fleet.sign_weights(model, manifests["weights"], digests["graph"], role=role)
-        self.fleet.renew()
-        for name, content in self.fleet.files.items():
-            path = name if name.startswith("blobs/") else f"metadata/{name}.json"
-            self.server.files[path] = content
+        self.publish()
         bundle_id = hashlib.sha256(f"{digests['graph']}\n{digests['weights']}\n".encode()).hexdigest()
         size_bytes = total if size_bytes is None else size_bytes
         return Wanted(model, "r1", bundle_id, digests["graph"], digests["weights"], size_bytes)
+
+    def publish(self, now=None):
+        self.fleet.renew(now)
+        for name, content in self.fleet.files.items():
+            path = name if name.startswith("blobs/") else f"metadata/{name}.json"
+            self.server.files[path] = content
 
     def fetch(self, wanted, *held):
         self.downloader.fetch(wanted, held, self.stop)
@@ -446,6 +454,111 @@ def test_files_that_the_hub_does_not_have_for_a_moment_are_asked_for_again(board
     board.server.on_get = recover
     board.fetch(wanted)
     assert len(missed) == 2 * (GONE_BEFORE_REFUSAL - 1)
+
+
+def with_token(board):
+    board.token = board.tmp_path / "token"
+    board.token.write_text("revoked")
+    board.restart()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("place", ["metadata", "files"])
+def test_a_board_that_is_not_let_in_says_so_again_and_again_and_less_and_less_often(
+    board, better_dir, caplog, status, place
+):
+    wanted = board.offer(better_dir)
+    path = "metadata/timestamp.json" if place == "metadata" else blob_of(better_dir)
+    board.server.status[path] = status
+    caplog.set_level(logging.WARNING, "edge_daemon.releases.downloader")
+    said, problems = [], []
+    wait = board.wait
+
+    def watch(stop, delay_s):
+        said[len(said) :] = [board.clock.now_s] * (len(caplog.records) - len(said))
+        problems.append(board.downloader.problem)
+        days = (board.clock.now_s - 1000.0) / 86400
+        if days > 5:
+            board.server.status.clear()
+        # The hub's daily work.
+        if NOON + days * DAY > board.fleet.now + 0.9 * DAY:
+            board.publish(NOON + days * DAY)
+        return wait(stop, delay_s)
+
+    board.downloader._wait = watch
+    assert board.downloader.problem == ""
+    board.fetch(wanted)
+    assert board.downloader.problem == ""
+    assert all(f"the hub answers {status}: this board is not let in" in each for each in problems)
+    assert {record.getMessage().partition(" ")[0] for record in caplog.records} == {"release=r1"}
+    gaps_h = [(after - before) / 3600.0 for before, after in pairwise(said)]
+    # A try may come a pause later than the reminder is due.
+    expected = [1, 2, 4, 8, 16, 24, 24, 24, 24]
+    assert gaps_h == [pytest.approx(hours, abs=LONGEST_PAUSE_S / 3600.0) for hours in expected[: len(gaps_h)]]
+    assert len(gaps_h) >= 7
+    assert (FIRST_REMINDER_S, LONGEST_REMINDER_S) == (3600.0, 86400.0)
+
+
+def test_an_exchanged_token_ends_the_wait_at_once(board, better_dir, caplog):
+    wanted = board.offer(better_dir)
+    with_token(board)
+    path = "metadata/timestamp.json"
+
+    def let_in(asked):
+        if asked == path:
+            is_known = "Bearer good" in board.server.authorization
+            board.server.status = {} if is_known else {path: 401}
+
+    board.server.on_get = let_in
+    wait = board.wait
+
+    def exchange(stop, delay_s):
+        if len(board.waits) == 2000:
+            # The second one is wrong, too: said at once, although the last reminder was a moment ago.
+            board.token.write_text("wrong too")
+        if len(board.waits) == 2001:
+            board.token.write_text("good")
+        return wait(stop, delay_s)
+
+    board.downloader._wait = exchange
+    board.fetch(wanted)
+    board.downloader.verify(wanted)
+    assert len(board.waits) == 2002
+    assert max(board.waits) <= LOOK_S
+    tokens = board.server.authorization
+    assert tokens == {"Bearer revoked", "Bearer wrong too", "Bearer good"}
+
+
+def test_a_token_that_is_missing_is_waited_for(board, better_dir):
+    wanted = board.offer(better_dir)
+    with_token(board)
+    board.token.unlink()
+    wait = board.wait
+
+    def bring(stop, delay_s):
+        if len(board.waits) == 500:
+            board.token.write_text("good")
+        return wait(stop, delay_s)
+
+    board.downloader._wait = bring
+    board.fetch(wanted)
+    assert len(board.waits) == 501
+
+
+def test_a_hub_that_has_the_metadata_and_fails_at_a_file_is_given_time(board, better_dir, caplog):
+    caplog.set_level(logging.WARNING, "edge_daemon.releases.downloader")
+    wanted = board.offer(better_dir)
+    blob = blob_of(better_dir)
+    board.server.status[blob] = 500
+
+    def recover(path):
+        if path == blob and len(board.waits) == 20:
+            board.server.status.clear()
+
+    board.server.on_get = recover
+    board.fetch(wanted)
+    assert sum(board.waits) > LONGEST_PAUSE_S
+    assert len(caplog.records) == 1
 
 
 def test_a_stop_ends_the_download_between_two_chunks_and_before_it(board, better_dir):

@@ -128,6 +128,34 @@ def test_a_ca_file_that_is_none_is_said(server, tmp_path):
             read(fleet_of(server.url.replace("http:", "https:"), tmp_path / "ca"))
 
 
+def test_a_replaced_authority_is_believed_without_a_restart(tls_server, tmp_path):
+    right = over_tls(tls_server, tmp_path)
+    (tmp_path / "other").mkdir()
+    other, _, _ = certificate(tmp_path / "other", "ca")
+    ca = tmp_path / "authority.pem"
+    ca.write_bytes(other.read_bytes())
+    with tls_server:
+        fleet = fleet_of(tls_server.url.replace("http:", "https:"), ca)
+        with pytest.raises(UnreachableError, match="verify failed"):
+            read(fleet)
+        before = fleet.credentials()
+        # As certificates are renewed: written beside, and renamed.
+        (tmp_path / "new.pem").write_bytes(right.read_bytes())
+        (tmp_path / "new.pem").replace(ca)
+        assert fleet.credentials() != before
+        assert read(fleet) == b"content"
+        ca.write_bytes(other.read_bytes())
+        with pytest.raises(UnreachableError, match="verify failed"):
+            read(fleet)
+        ca.unlink()
+        with pytest.raises(UnreachableError, match=r"releases\.ca_file"):
+            read(fleet)
+
+
+def test_a_board_without_token_and_authority_has_nothing_to_exchange(server):
+    assert fleet_of(server.url).credentials() is None
+
+
 # --- answers
 
 

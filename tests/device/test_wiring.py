@@ -3,10 +3,12 @@
 import shutil
 
 import pytest
+from msgspec import structs
 
 pytest.importorskip("tuf", reason="needs python-tuf")
 
 from edge_cascade.bundle import load_bundle
+from edge_cascade.messages import DesiredModel, DesiredState
 from edge_daemon.clock import SystemClock
 from edge_daemon.config import (
     Config,
@@ -17,12 +19,15 @@ from edge_daemon.config import (
     SourceConfig,
 )
 from edge_daemon.core.swap_state import Attempt, Phase, SwapState
+from edge_daemon.daemon import Daemon
 from edge_daemon.releases import wiring
 from edge_daemon.releases.starts import MAX_STARTS, STARTS_FILE, note_lasted
 from edge_daemon.releases.state_file import STATE_FILE, Kept, save_state
 from edge_daemon.releases.wiring import BoardReleases, count_start
 from tests.bundles import build
+from tests.device.file_server import FileServer
 from tests.device.signed_fleet import SignedFleet
+from tests.device.spooling_cases import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +155,25 @@ def test_crashes_of_an_attempt_count_against_that_one(board):
     for _ in range(2 * MAX_STARTS):
         count_start(board.config)
         assert board.at_start() == board.newer.bundle_id
+
+
+def test_daemon_that_is_not_let_in_says_so_where_people_and_the_hub_look(board):
+    with FileServer() as server:
+        server.status["metadata/timestamp.json"] = 401
+        releases = structs.replace(board.config.releases, url=server.url, jitter_s=0.0)
+        daemon = Daemon(structs.replace(board.config, releases=releases))
+        assert not any(problem.startswith("releases: ") for problem in daemon.health().problems)
+        assert daemon.metrics.snapshot()["edge_releases_denied"] == 0
+        daemon.start()
+        try:
+            asked = DesiredModel("tiny", "r2", *(bytes([number]) * 32 for number in range(3)), size_bytes=9)
+            daemon.swapper.hear(DesiredState("board", 1, [asked]))
+            said = "releases: metadata: the hub answers 401: this board is not let in"
+            wait_until(lambda: any(each.startswith(said) for each in daemon.health().problems), 30.0)
+            assert daemon.metrics.snapshot()["edge_releases_denied"] == 1
+            assert not daemon.health().ready
+        finally:
+            daemon.stop()
 
 
 def test_damaged_count_or_a_disk_that_takes_none_keeps_nothing_from_starting(board, caplog):

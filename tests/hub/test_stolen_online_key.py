@@ -85,6 +85,7 @@ class Stolen:
             shipped={"digits": load_bundle(SHIPPED)},
             wait=lambda stop, delay_s: False,
             rng=random.Random(0),
+            clock=Clock(),
         )
 
     def stream(self, path, stop):
