@@ -1,15 +1,18 @@
-"""Whether the start before this one ended in a crash: a file that a clean stop takes away.
+"""Whether the start before this one ended in a crash: a file that a clean stop renames.
 
-It holds the kernel's boot id. A power cut leaves it as well, but the machine has another boot id then: that
-is no fault of the daemon's. A board that cannot write the file never counts a crash.
+`running` holds the kernel's boot id. A power cut leaves it as well, but the machine has another boot id then:
+that is no fault of the daemon's. A board that cannot write the file never counts a crash. `stopped` is what a
+clean stop makes of it, which a full disk allows.
 
 The state of a swap has a boot id of its own. What counts against a bundle must be written in one piece with
 the attempt that it counts against: with two files, a crash between two writes would count for nobody, or for
-the next bundle. This one is for people and for health, and is there on boards that take no releases.
+the next bundle. This one is for people and for health, and is there on boards that take no releases. It only
+ever speaks for a bundle: where the disk took no state at the stop, `stopped` says that there was one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Final
@@ -19,6 +22,7 @@ from edge_cascade.durable import write_durably
 log = logging.getLogger(__name__)
 
 RUNNING_FILE: Final = "running"
+STOPPED_FILE: Final = "stopped"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,6 +35,11 @@ def read_machine_boot() -> str:
         return ""
 
 
+def was_stopped(state_dir: Path) -> bool:
+    """Whether the daemon before this one ended as it was asked to; to be asked before `note_start`."""
+    return (state_dir / STOPPED_FILE).is_file()
+
+
 def note_start(state_dir: Path, machine_boot: str) -> bool:
     """Note that the daemon runs; whether the one before it crashed."""
     path = state_dir / RUNNING_FILE
@@ -38,6 +47,9 @@ def note_start(state_dir: Path, machine_boot: str) -> bool:
         crashed = path.read_text(encoding="ascii").strip() == machine_boot
     except (OSError, UnicodeDecodeError):
         crashed = False
+    # Taken back first, which a full disk allows: what ends from here on is a stop or a crash of its own.
+    with contextlib.suppress(OSError):
+        (state_dir / STOPPED_FILE).replace(path)
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         write_durably(path, f"{machine_boot}\n".encode())
@@ -49,6 +61,9 @@ def note_start(state_dir: Path, machine_boot: str) -> bool:
 def note_stop(state_dir: Path) -> None:
     """Note that the daemon ended as it was asked to."""
     try:
-        (state_dir / RUNNING_FILE).unlink(missing_ok=True)
+        (state_dir / RUNNING_FILE).replace(state_dir / STOPPED_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        # Nobody could write that it runs.
+        return
     except OSError as error:
         log.warning("this stop will count as a crash: %s", error)

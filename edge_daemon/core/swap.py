@@ -88,7 +88,7 @@ def next_state(state: SwapState, event: Event, *, now_s: float, limits: SwapLimi
     """What becomes of the swap, and what is to be done once the state is on disk, in this order."""
     match event:
         case Started():
-            state, effects = _started(state, event.machine_boot, now_s)
+            state, effects = _started(state, event, now_s)
         case Stopping():
             return replace(state, is_stopped=True), []
         case Desired():
@@ -245,9 +245,10 @@ def _with_long_probation(state: SwapState, now_s: float, limits: SwapLimits) -> 
 # --- what serves -------------------------------------------------------------------------------------------
 
 
-def _started(state: SwapState, machine_boot: str, now_s: float) -> Step:
-    is_same_boot, was_stopped = machine_boot == state.machine_boot, state.is_stopped
-    state = replace(state, machine_boot=machine_boot, is_stopped=False)
+def _started(state: SwapState, event: Started, now_s: float) -> Step:
+    is_same_boot = event.machine_boot == state.machine_boot
+    was_stopped = state.is_stopped or event.was_stopped
+    state = replace(state, machine_boot=event.machine_boot, is_stopped=False)
     reports: list[Effect] = [Report(end.attempt) for end in state.ends]
     attempt = state.attempt
     if attempt is None:

@@ -47,9 +47,13 @@ FOR_GOOD = frozenset({Failure.INTEGRITY, Failure.GOLDEN})
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The daemon started. `machine_boot` is the kernel's boot id: it changes with power, not with a crash."""
+    """The daemon started. `machine_boot` is the kernel's boot id: it changes with power, not with a crash.
+
+    `was_stopped`: the one before was asked to end, whether or not the disk took its state then.
+    """
 
     machine_boot: str
+    was_stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

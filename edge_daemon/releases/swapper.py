@@ -96,7 +96,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What the swapper works with. `machine_boot` is the kernel's boot id.
+    """What the swapper works with. `machine_boot` is the kernel's boot id; `was_stopped` see `Started`.
 
     `install` opens a bundle and has it answer; the future holds the pipeline before it. `report` queues how
     an attempt ended, with the bundle that answers now; done means committed. `on_served` and `on_shadowing`
@@ -112,6 +112,7 @@ class Hands:
     machine_boot: str
     on_served: Callable[[Bundle], None] = lambda _: None
     on_shadowing: Callable[[Shadowing], None] = lambda _: None
+    was_stopped: bool = False
 
 
 class Probation:
@@ -244,7 +245,7 @@ class Swapper:
             model, directory, kept.state, model.serving, running_s=kept.running_s, wanted=kept.wanted
         )
         self._swaps[model.name] = swap
-        self._feed(swap, Started(self._hands.machine_boot))
+        self._feed(swap, Started(self._hands.machine_boot, self._hands.was_stopped))
 
     def _hear(self, heard: _Heard) -> None:
         if heard.event is not None:

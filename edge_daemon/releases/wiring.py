@@ -20,7 +20,7 @@ from edge_daemon.config import Config
 from edge_daemon.core.spooling import swap_item
 from edge_daemon.core.swap_state import End, SwapLimits
 from edge_daemon.errors import ReleaseError
-from edge_daemon.past_life import read_machine_boot
+from edge_daemon.past_life import read_machine_boot, was_stopped
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, Spool
 from edge_daemon.releases.downloader import open_downloader
@@ -160,6 +160,7 @@ class BoardReleases:
                 machine_boot=read_machine_boot(),
                 on_served=on_served,
                 on_shadowing=on_shadowing,
+                was_stopped=was_stopped(Path(self._config.device.state_dir)),
             ),
             SwapLimits(
                 probation_samples=releases.probation_samples,

@@ -1,8 +1,9 @@
 import random
 
 from edge_daemon.audit import AuditCoin
-from edge_daemon.past_life import note_start, note_stop
+from edge_daemon.past_life import note_start, note_stop, was_stopped
 from edge_daemon.sensors import read_milli_celsius, read_rss_bytes
+from tests.device.full_disk import fill_disk
 
 
 def test_a_start_after_no_stop_in_the_same_boot_of_the_machine_follows_a_crash(tmp_path):
@@ -22,6 +23,20 @@ def test_a_board_that_cannot_write_starts_all_the_same(tmp_path):
     (tmp_path / "state").write_text("a file where a directory should be")
     assert not note_start(tmp_path / "state", "boot-1")
     note_stop(tmp_path / "state")
+
+
+def test_a_stop_is_known_until_the_next_start_also_where_the_disk_takes_nothing(tmp_path, monkeypatch):
+    assert not was_stopped(tmp_path)
+    note_start(tmp_path, "boot-1")
+    assert not was_stopped(tmp_path)
+    fill_disk(monkeypatch)
+    for _ in range(3):
+        note_stop(tmp_path)
+        assert was_stopped(tmp_path)
+        assert not note_start(tmp_path, "boot-1")
+        assert not was_stopped(tmp_path)
+    # The next end is a crash, although the disk took nothing since.
+    assert note_start(tmp_path, "boot-1")
 
 
 def test_a_raised_coin_falls_more_often_tells_with_which_chance_and_keeps_its_cap():

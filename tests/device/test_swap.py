@@ -296,6 +296,21 @@ def test_a_stop_that_was_asked_for_is_no_crash():
     assert course.state.attempt.crashes == 0
 
 
+@pytest.mark.parametrize("boot", ["boot-a", "boot-b"])
+def test_a_stop_that_the_disk_did_not_take_is_no_crash_and_no_power_cut(boot):
+    course = on_probation()
+    before = course.state.attempt
+    for _ in range(MAX_POWER_CUTS + 1):
+        effects = course.feed(Started(boot, was_stopped=True))
+        assert effects == [Serve("new")]
+        course.feed(Serving("new"))
+    assert course.state.attempt == before
+    # What comes after it counts as ever.
+    for _ in range(MAX_CRASHES + 1):
+        course.feed(Started(boot))
+    assert failure_of(course) is Failure.CRASH
+
+
 def test_a_crash_during_a_download_is_nobodys_fault_and_the_download_goes_on():
     course = started()
     course.feed(WISH)

@@ -18,14 +18,16 @@ from edge_daemon.config import (
     ReleasesConfig,
     SourceConfig,
 )
+from edge_daemon.core.swap import MAX_CRASHES
 from edge_daemon.core.swap_state import Attempt, Phase, SwapState
 from edge_daemon.daemon import Daemon
 from edge_daemon.releases import wiring
 from edge_daemon.releases.starts import MAX_STARTS, STARTS_FILE, note_lasted
-from edge_daemon.releases.state_file import STATE_FILE, Kept, save_state
+from edge_daemon.releases.state_file import STATE_FILE, Kept, read_state, save_state
 from edge_daemon.releases.wiring import BoardReleases, count_start
 from tests.bundles import build
 from tests.device.file_server import FileServer
+from tests.device.full_disk import fill_disk
 from tests.device.signed_fleet import SignedFleet
 from tests.device.spooling_cases import wait_until
 
@@ -174,6 +176,21 @@ def test_daemon_that_is_not_let_in_says_so_where_people_and_the_hub_look(board):
             assert not daemon.health().ready
         finally:
             daemon.stop()
+
+
+def test_ordinary_stops_on_a_full_disk_are_no_crashes_of_the_bundle_on_probation(board, monkeypatch):
+    newer, installed = board.newer.bundle_id, board.installed.bundle_id
+    attempt = Attempt(2, "r2", newer, 1000, is_return=False, is_fetched=True, phase=Phase.TRIAL)
+    board.save(SwapState(live=installed, attempt=attempt, number=2))
+    for _ in range(2 + MAX_CRASHES):
+        daemon = Daemon(board.config)
+        daemon.start()
+        wait_until(lambda daemon=daemon: daemon.swapper.on_probation("tiny") == newer, 30.0)
+        with monkeypatch.context() as full:
+            fill_disk(full)
+            daemon.stop()
+        kept = read_state(board.directory).state
+        assert (kept.is_stopped, kept.attempt.bundle, kept.attempt.crashes) == (False, newer, 0)
 
 
 def test_damaged_count_or_a_disk_that_takes_none_keeps_nothing_from_starting(board, caplog):
