@@ -6,6 +6,7 @@ import logging
 import os
 import random
 from concurrent.futures import Future
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -40,6 +41,7 @@ from edge_daemon.ports import Clock
 from edge_daemon.results import Results
 from edge_daemon.sensors import read_milli_celsius, read_rss_bytes
 from edge_daemon.spool import SqliteSpool
+from edge_daemon.stopping import stop_together
 from edge_daemon.uplink import MqttUplink
 
 if TYPE_CHECKING:
@@ -54,6 +56,12 @@ log = logging.getLogger(__name__)
 
 STUCK_S: Final = 10.0
 """A sample that takes longer is stuck: health fails and the watchdog is no longer fed."""
+
+WORKERS_STOP_S: Final = 5.0
+UPLINK_STOP_S: Final = 6.0
+CLOSE_S: Final = 5.0
+GOODBYE_S: Final = 3.0
+"""What each step of a stop may take beside `device.drain_s` if all hangs; below TimeoutStopSec together."""
 
 SPOOL_FILE: Final = "spool.sqlite"
 
@@ -178,25 +186,18 @@ class Daemon:
         """
         deadline_s = self._clock.monotonic_s() + self._config.device.drain_s
         self._inlet.pause()
-        if self.swapper is not None:
-            self.swapper.stop()
-        if self.follower is not None:
-            # Frees the processor for what is still to be answered.
-            self.follower.stop()
-        if self.personal is not None:
-            self.personal.stop()
+        # Frees the processor for what is still to be answered; meanwhile it is.
+        workers = (self.swapper, self.follower, self.personal, self.shadow)
+        stop_together([each.stop for each in workers if each is not None], WORKERS_STOP_S)
         if not self._inference.stop(self._config.device.drain_s):
             log.warning("stopped with unanswered samples left=%d", len(self.queue))
-        if self.shadow is not None:
-            self.shadow.stop()
         if self.uplink is not None:
-            self.uplink.stop(max(deadline_s - self._clock.monotonic_s(), 0.0))
-        if self._spool is not None:
-            # Commits what is open; the acknowledgements that this frees still go out below.
-            self._spool.close()
-        if self.examples is not None:
-            self.examples.close()
-        self._inlet.session.stop()
+            rest_s = max(deadline_s - self._clock.monotonic_s(), 0.0)
+            stop_together([partial(self.uplink.stop, rest_s)], rest_s + UPLINK_STOP_S)
+        # Commits what is open; the acknowledgements that this frees still go out below.
+        kept = (self._spool, self.examples)
+        stop_together([each.close for each in kept if each is not None], CLOSE_S)
+        self._inlet.session.stop(GOODBYE_S)
         note_stop(Path(self._config.device.state_dir))
 
     def is_alive(self) -> bool:
