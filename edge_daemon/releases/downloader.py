@@ -33,6 +33,7 @@ from edge_daemon.errors import RefusedError, ReleaseError, StoppedError
 from edge_daemon.ports import Clock, Wanted
 from edge_daemon.releases.bundle_store import BundleStore
 from edge_daemon.releases.content import bounds_problems_of, check_part, is_intact
+from edge_daemon.releases.growing_file import PausedError
 from edge_daemon.releases.http_fetch import (
     FileMark,
     HttpFleet,
@@ -42,7 +43,7 @@ from edge_daemon.releases.http_fetch import (
     parse_address,
 )
 from edge_daemon.releases.limits import Hours, next_opening_s, parse_hours
-from edge_daemon.releases.part_fetch import CutDifferenceError, PartFetch, PausedError
+from edge_daemon.releases.part_fetch import CutDifferenceError, PartFetch
 from edge_daemon.releases.tries import Tries
 from edge_daemon.releases.trust import Trust, read_root
 
@@ -53,7 +54,7 @@ TRUST: Final = ".trust"
 LOOK_S: Final = 5.0
 """How often it is looked whether somebody has exchanged token or authority."""
 CUTS_BEFORE_FILE: Final = 3
-"""Tries for a difference; then the whole file is fetched, of which what has come is kept."""
+"""Tries for a difference that brought nothing; then the whole file is fetched."""
 
 
 class Downloader:

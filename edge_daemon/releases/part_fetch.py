@@ -1,15 +1,16 @@
 """The files of one incomplete bundle, one after the other: taken from disk, as a difference, or from the hub.
 
 Every file is written under a name of its own, checked against its digest, fsynced and renamed into its part;
-so what lies there under its name is right, or the disk is not.
+so what lies there under its name is right, or the disk is not. What was cut goes on where it was, a
+difference like a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from threading import Event
 from typing import Final
@@ -20,24 +21,20 @@ from edge_cascade.errors import ProtocolError
 from edge_cascade.manifest import FileEntry
 from edge_cascade.signed_releases import BLOBS_PATH, DELTAS_PATH
 from edge_daemon.core.swap_events import Failure
-from edge_daemon.errors import RefusedError, ReleaseError
+from edge_daemon.errors import RefusedError
 from edge_daemon.ports import Wanted
 from edge_daemon.releases.bundle_store import remove_now
 from edge_daemon.releases.content import files_of, has_digest, read_regular
+from edge_daemon.releases.growing_file import GrowingFile, TooLongError
 from edge_daemon.releases.http_fetch import HttpFleet, StatusError, UnreachableError
 
 log = logging.getLogger(__name__)
 
 WRONG_BYTES_BEFORE_REFUSAL: Final = 3
-_SYNC_EVERY_BYTES: Final = 2**20
-
-
-class PausedError(ReleaseError):
-    """The hours are over: go on when they begin again."""
 
 
 class CutDifferenceError(UnreachableError):
-    """A difference did not come through. It begins anew with every try, which a file does not."""
+    """A try for a difference has brought nothing that the next one could go on from."""
 
 
 class PartFetch:
@@ -91,7 +88,7 @@ class PartFetch:
         self.files(WEIGHTS, entries)
 
     def _is_near(self, part: str, name: str, entry: FileEntry) -> bool:
-        is_begun = self._partial(entry).exists()
+        is_begun = self._growing(entry).path.exists()
         return is_begun or has_digest(self._directory / part / name, entry) or self._copy(part, name, entry)
 
     def _file(self, part: str, name: str, entry: FileEntry) -> None:
@@ -100,13 +97,13 @@ class PartFetch:
             return
         for _ in range(WRONG_BYTES_BEFORE_REFUSAL):
             self._download(entry)
-            partial = self._partial(entry)
-            if has_digest(partial, entry):
-                self._put(partial, target)
+            growing = self._growing(entry)
+            if has_digest(growing.path, entry):
+                self._put(growing, target)
                 return
             # Nobody signed these bytes. Whatever they are they say nothing about the release.
             log.warning("%s/%s: came with another digest: fetched again", part, name)
-            self._forget(entry)
+            growing.forget()
         raise RefusedError(
             Failure.DOWNLOAD,
             f"wrong bytes: {part}/{name} came with another digest than was signed, every time",
@@ -133,12 +130,11 @@ class PartFetch:
             from edge_cascade.weights_delta import apply_weights
 
             held = hashlib.sha256(manifest).hexdigest()
+            source = f"{DELTAS_PATH}/{wanted.model}/{held}/{wanted.weights}"
             try:
-                delta = self._read(f"{DELTAS_PATH}/{wanted.model}/{held}/{wanted.weights}", entry.size_bytes)
+                delta = self._read_difference(source, held, entry.size_bytes)
                 content = apply_weights(old, delta, max_bytes=entry.size_bytes)
-            except UnreachableError as error:
-                raise CutDifferenceError(str(error)) from error
-            except (StatusError, ProtocolError) as error:
+            except (StatusError, ProtocolError, TooLongError) as error:
                 log.debug("no difference to %s: %s", held[:12], error)
                 continue
             if hashlib.sha256(content).hexdigest() == entry.sha256:
@@ -147,78 +143,53 @@ class PartFetch:
                 return
             log.warning("the difference to %s gives other weights: the whole file is fetched", held[:12])
 
-    def _read(self, path: str, max_bytes: int) -> bytes:
-        content = bytearray()
-        with self._fleet.open(path, self._stop) as body:
-            for chunk in body.chunks:
-                content += chunk
-                if len(content) > max_bytes:
-                    raise ProtocolError(f"{path}: longer than the file itself")
-        return bytes(content)
+    def _read_difference(self, source: str, held: str, max_bytes: int) -> bytes:
+        growing = GrowingFile(self._directory / f"{held}.delta.partial")
+        before = growing.size_bytes
+        try:
+            self._grow(growing, source, max_bytes)
+        except UnreachableError as error:
+            if growing.goes_on and growing.size_bytes > before:
+                raise
+            raise CutDifferenceError(str(error)) from error
+        except StatusError as error:
+            # Nothing comes after what is here: it was whole when the process ended.
+            if error.status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+        content = read_regular(growing.path, max_bytes)
+        # Before the weights are written: there was room for one of both.
+        growing.forget()
+        return content or b""
 
     def _download(self, entry: FileEntry) -> None:
         """Let the partial file grow to its length, from where it is."""
-        partial = self._partial(entry)
-        tag_file = partial.with_suffix(".etag")
-        start = partial.lstat().st_size if partial.is_file() and not partial.is_symlink() else 0
-        tag = (read_regular(tag_file, 300) or b"").decode("ascii", "replace")
-        if start == entry.size_bytes and start:
+        growing = self._growing(entry)
+        if growing.size_bytes == entry.size_bytes > 0:
             return
-        if start > entry.size_bytes or not tag:
-            start = 0
+        if growing.size_bytes > entry.size_bytes:
+            growing.forget()
         path = f"{BLOBS_PATH}/{entry.sha256}"
         try:
-            with self._fleet.open(path, self._stop, start=start, etag=tag) as body:
-                if body.start not in {0, start}:
-                    raise UnreachableError(f"{path}: from byte {body.start}, asked from {start}")
-                if body.etag != tag or body.start == 0:
-                    # In this order: a tag never stands beside bytes of another file.
-                    partial.unlink(missing_ok=True)
-                    write_durably(tag_file, body.etag.encode("ascii"))
-                self._grow(partial, body.start, body.chunks, entry, path)
+            self._grow(growing, path, entry.size_bytes)
+        except TooLongError as error:
+            raise RefusedError(Failure.DOWNLOAD, f"endless data: {error}, which are signed") from error
         except StatusError as error:
-            if error.status == 416:
-                self._forget(entry)
+            if error.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                growing.forget()
                 raise UnreachableError(f"{path}: the hub has less of it than this board") from error
             raise
+        if (size_bytes := growing.size_bytes) < entry.size_bytes:
+            growing.forget()
+            raise UnreachableError(f"{path}: {size_bytes} bytes, {entry.size_bytes} are signed")
 
-    def _grow(self, partial: Path, start: int, chunks: Iterator[bytes], entry: FileEntry, path: str) -> None:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.truncate(start)
-            file.seek(start)
-            size = synced = start
-            for chunk in chunks:
-                size += len(chunk)
-                if size > entry.size_bytes:
-                    self._forget(entry)
-                    raise RefusedError(
-                        Failure.DOWNLOAD, f"endless data: {path} is longer than the {entry.size_bytes} signed"
-                    )
-                file.write(chunk)
-                if size - synced >= _SYNC_EVERY_BYTES:
-                    file.flush()
-                    os.fsync(file.fileno())
-                    synced = size
-                crash_point("download.part")
-                if not self._is_open():
-                    raise PausedError(f"{path}: the hours are over after {size} bytes")
-            file.flush()
-            os.fsync(file.fileno())
-        if size < entry.size_bytes:
-            self._forget(entry)
-            raise UnreachableError(f"{path}: {size} bytes, {entry.size_bytes} are signed")
+    def _grow(self, growing: GrowingFile, source: str, max_bytes: int) -> None:
+        growing.grow(self._fleet, source, max_bytes, stop=self._stop, is_open=self._is_open)
 
-    def _put(self, partial: Path, target: Path) -> None:
-        partial.replace(target)
+    def _put(self, growing: GrowingFile, target: Path) -> None:
+        growing.path.replace(target)
         sync_directory(target.parent)
-        partial.with_suffix(".etag").unlink(missing_ok=True)
+        growing.forget_tag()
         crash_point("download.file")
 
-    def _forget(self, entry: FileEntry) -> None:
-        partial = self._partial(entry)
-        partial.unlink(missing_ok=True)
-        partial.with_suffix(".etag").unlink(missing_ok=True)
-
-    def _partial(self, entry: FileEntry) -> Path:
-        return self._directory / f"{entry.sha256}.partial"
+    def _growing(self, entry: FileEntry) -> GrowingFile:
+        return GrowingFile(self._directory / f"{entry.sha256}.partial")

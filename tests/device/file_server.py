@@ -60,7 +60,7 @@ class FileServer:
         start = 0
         if ranged and self.does_ranges and request.headers.get("If-Range") == etag:
             start = int(re.fullmatch(r"bytes=(\d+)-", ranged)[1])
-        if start > len(content):
+        if start and start >= len(content):
             request.send_error(416)
             return
         request.send_response(206 if start else 200)

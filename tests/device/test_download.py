@@ -217,12 +217,12 @@ def board_verify_refusal(board, wanted):
 
 @pytest.fixture
 def deltas(monkeypatch):
-    """A difference begins with `delta:`; what follows is the wanted file."""
+    """A difference begins with `delta:`; what follows is the wanted file but for its first 100 bytes."""
 
     def apply_weights(held, delta, *, max_bytes):
         if not delta.startswith(b"delta:"):
             raise ProtocolError("no difference")
-        return delta[6:]
+        return held[:100] + delta[6:]
 
     module = types.ModuleType("edge_cascade.weights_delta")
     module.apply_weights = apply_weights
@@ -291,19 +291,100 @@ def test_a_difference_that_is_wrong_missing_or_too_long_costs_the_whole_file(
 # --- a bad network
 
 
-def test_a_difference_that_never_comes_through_gives_way_to_the_file_which_goes_on_where_it_was(
-    board, better_dir, tiny_model_dir, deltas
-):
+@pytest.fixture
+def offered(board, better_dir, tiny_model_dir, deltas):
+    """A bundle of which there is a difference; its path."""
     held = tiny_model_dir / "bundle"
     wanted = board.offer(better_dir)
-    offer_delta(board, wanted, held, b"delta:" + (better_dir / "weights/weights.safetensors").read_bytes())
+    whole = (better_dir / "weights/weights.safetensors").read_bytes()
+    offer_delta(board, wanted, held, b"delta:" + whole[100:])
     (delta,) = (path for path in board.server.files if path.startswith("deltas/"))
-    blob = blob_of(better_dir)
-    board.server.cuts = {delta: [500] * 10, blob: [500] * 3}
-    board.fetch(wanted, held)
-    board.downloader.verify(wanted)
-    asked = [ranged for path, ranged in board.server.asked if path in {delta, blob}]
-    assert asked == [None, None, None, None, "bytes=500-", "bytes=1000-", "bytes=1500-"]
+    board.delta, board.blob, board.held = delta, blob_of(better_dir), held
+    return wanted
+
+
+def ranges_asked(board):
+    """Of the difference, and of the file that it saves."""
+    return [ranged for path, ranged in board.server.asked if path in {board.delta, board.blob}]
+
+
+@pytest.mark.parametrize("cut_after", [0, 500])
+def test_a_difference_that_never_gets_further_gives_way_to_the_file_which_goes_on_where_it_was(
+    board, offered, cut_after
+):
+    # Where a try can go on from nothing: nothing came, or the hub gives it no tag.
+    if cut_after:
+        board.server.etags[board.delta] = 'W/"weak"'
+    board.server.cuts = {board.delta: [cut_after] * 10, board.blob: [500] * 3}
+    board.fetch(offered, board.held)
+    board.downloader.verify(offered)
+    assert ranges_asked(board) == [None, None, None, None, "bytes=500-", "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_hub_without_ranges_that_cuts_differences_in_one_place_is_asked_for_the_file(board, offered):
+    board.server.does_ranges = False
+    board.server.cuts = {board.delta: [500] * 10}
+    board.fetch(offered, board.held)
+    board.downloader.verify(offered)
+    # The first one may be gone on from, as far as the board knows.
+    assert ranges_asked(board) == [None, "bytes=500-", "bytes=500-", "bytes=500-", None]
+
+
+def test_a_difference_that_is_cut_goes_on_where_it_was(board, offered):
+    board.server.cuts = {board.delta: [500] * 10}
+    board.fetch(offered, board.held)
+    board.downloader.verify(offered)
+    assert ranges_asked(board) == [None, *(f"bytes={500 * cut}-" for cut in range(1, 11))]
+
+
+@pytest.mark.parametrize("come", [700, None])
+def test_a_restart_goes_on_with_a_difference_also_where_all_of_it_had_come(board, offered, come):
+    come = len(board.server.files[board.delta]) if come is None else come
+    board.server.on_get = lambda path: board.stop.set() if path == board.delta else None
+    with pytest.raises(StoppedError):
+        board.fetch(offered, board.held)
+    manifest = board.delta.split("/")[2]
+    part = board.store.part_of("tiny", offered.bundle)
+    (part / f"{manifest}.delta.partial").write_bytes(board.server.files[board.delta][:come])
+    (part / f"{manifest}.delta.etag").write_text(f'"{board.delta}"')
+    board.stop.clear()
+    board.server.on_get = lambda path: None
+    board.server.asked.clear()
+    board.restart()
+    board.fetch(offered, board.held)
+    board.downloader.verify(offered)
+    assert ranges_asked(board) == [f"bytes={come}-"]
+    assert not list(board.directory(offered).glob("*delta*"))
+
+
+def test_a_difference_that_a_power_cut_spoiled_costs_the_file(board, offered):
+    part = board.store.begin("tiny", offered.bundle)
+    manifest = board.delta.split("/")[2]
+    (part / f"{manifest}.delta.partial").write_bytes(bytes(1000))
+    (part / f"{manifest}.delta.etag").write_text(f'"{board.delta}"')
+    board.fetch(offered, board.held)
+    board.downloader.verify(offered)
+    assert ranges_asked(board) == ["bytes=1000-", None]
+
+
+def test_a_difference_waits_for_its_hours(board, offered):
+    board.options = {"hours": parse_hours("22:00-06:00")}
+    board.day_s = 23 * 3600.0
+    board.restart()
+    over = []
+
+    def end(path):
+        if path == board.delta and not over:
+            over.append(path)
+            board.day_s = 7 * 3600.0
+
+    board.server.on_get = end
+    board.fetch(offered, board.held)
+    assert sum(board.waits) == 15 * 3600
+    first, second = ranges_asked(board)
+    assert first is None
+    assert second.startswith("bytes=")
+    board.downloader.verify(offered)
 
 
 def test_a_difference_that_is_cut_twice_still_saves_the_file(board, better_dir, tiny_model_dir, monkeypatch):

@@ -9,12 +9,12 @@ pytest.importorskip("tuf", reason="needs python-tuf")
 from edge_cascade import durable
 from edge_cascade.bundle import load_bundle
 from edge_daemon.core.swap_state import SwapState
-from edge_daemon.releases import bundle_store, downloader, part_fetch, state_file
+from edge_daemon.releases import bundle_store, downloader, growing_file, part_fetch, state_file
 from edge_daemon.releases.state_file import Kept, load_state, save_state
 from tests.device.lossy_disk import LossyDisk, PowerCutError, cut_at
 from tests.device.test_download import Board, better_dir, files_below, server  # noqa: F401 - fixtures
 
-MODULES = (durable, part_fetch, bundle_store, downloader, state_file)
+MODULES = (durable, growing_file, part_fetch, bundle_store, downloader, state_file)
 
 
 def test_the_model_of_the_disk_loses_what_was_not_synced(tmp_path, monkeypatch):
