@@ -80,6 +80,8 @@ MAX_RAN: Final = 8
 MAX_ENDS: Final = 32
 """Reports that wait to be delivered; the oldest goes first."""
 MAX_LAPSED_BARS: Final = 64
+MAX_BARS: Final = 1000
+"""All of them; the oldest goes first, also one for good: the file of the state has an end."""
 
 Step: TypeAlias = tuple[SwapState, list[Effect]]
 
@@ -308,7 +310,7 @@ def _revert_asked(state: SwapState, now_s: float) -> Step:
         return _revert(wish_settled, state.attempt, Failure.ASKED, "", now_s)
     if state.previous is None:
         return state, []
-    bars = {**state.bars, state.live: _next_bar(state, state.live, Failure.ASKED, now_s)}
+    bars = _with_bar(state, state.live, Failure.ASKED, now_s)
     number = state.number + 1
     end = End(number, state.release, state.live, Failure.ASKED)
     state = replace(
@@ -370,9 +372,7 @@ def _revert(
     """End an attempt without its bundle. The live one is asked to serve: it says `Serving`, then files go."""
     bars = state.bars
     if failure is not Failure.SUPERSEDED:
-        bars = _without_lapsed(
-            {**bars, attempt.bundle: _next_bar(state, attempt.bundle, failure, now_s)}, now_s
-        )
+        bars = _with_bar(state, attempt.bundle, failure, now_s)
     refused = state.refused if failure is Failure.SUPERSEDED else attempt.release
     state = replace(state, attempt=None, bars=bars, refused=refused)
     effects: list[Effect] = [Abandon(attempt.number), Serve(state.live)] if needs_serving else []
@@ -383,19 +383,23 @@ def _ended(state: SwapState, end: End, effects: list[Effect]) -> Step:
     return replace(state, ends=(*state.ends, end)[-MAX_ENDS:]), [*effects, Report(end.attempt)]
 
 
-def _next_bar(state: SwapState, bundle: str, failure: Failure, now_s: float) -> Bar:
-    before = state.bars.get(bundle)
+def _with_bar(state: SwapState, bundle: str, failure: Failure, now_s: float) -> dict[str, Bar]:
+    """All bars with one more, the oldest first.
+
+    Bars that ended are remembered for a while, so that the next one is longer; not too many of them.
+    """
+    bars = {barred: bar for barred, bar in state.bars.items() if barred != bundle}
+    bars[bundle] = _next_bar(state.bars.get(bundle), failure, now_s)
+    lapsed = [barred for barred, bar in bars.items() if bar.until_s is not None and bar.until_s <= now_s]
+    gone = {*lapsed[:-MAX_LAPSED_BARS], *list(bars)[:-MAX_BARS]}
+    return {barred: bar for barred, bar in bars.items() if barred not in gone}
+
+
+def _next_bar(before: Bar | None, failure: Failure, now_s: float) -> Bar:
     times = 1 if before is None else before.times + 1
     if failure in FOR_GOOD:
         return Bar(failure, None, times)
     return Bar(failure, now_s + min(FIRST_BAR_S * 2.0 ** min(times - 1, 16), LONGEST_BAR_S), times)
-
-
-def _without_lapsed(bars: dict[str, Bar], now_s: float) -> dict[str, Bar]:
-    """Bars that ended are remembered for a while, so that the next one is longer; not too many of them."""
-    lapsed = [bundle for bundle, bar in bars.items() if bar.until_s is not None and bar.until_s <= now_s]
-    gone = frozenset(lapsed[:-MAX_LAPSED_BARS])
-    return {bundle: bar for bundle, bar in bars.items() if bundle not in gone}
 
 
 def _kept(state: SwapState) -> tuple[str, ...]:

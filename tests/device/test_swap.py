@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from edge_daemon.core.swap import (
     FIRST_BAR_S,
     LONGEST_BAR_S,
+    MAX_BARS,
     MAX_CRASHES,
     MAX_ENDS,
     MAX_LAPSED_BARS,
@@ -50,6 +51,7 @@ from edge_daemon.core.swap_events import (
     Verify,
 )
 from edge_daemon.core.swap_state import Bar, End, Phase, SwapLimits, SwapState, serving_after_start
+from edge_daemon.releases.state_file import MAX_STATE_BYTES
 
 LIMITS = SwapLimits(
     probation_samples=100, min_probation_s=60.0, max_probation_s=1000.0, max_failed_share=0.02
@@ -479,6 +481,23 @@ def test_what_is_remembered_has_an_end():
         course.feed(Failed(course.state.number, Failure.DOWNLOAD), after_s=2 * FIRST_BAR_S)
     assert len(course.state.ends) == MAX_ENDS
     assert len(course.state.bars) <= MAX_LAPSED_BARS + 2
+
+
+def test_a_hub_that_offers_bad_bundles_without_end_fills_no_state():
+    course = started()
+    for n in range(MAX_BARS + 10):
+        course.feed(Desired(f"r{n}", f"{n:064x}", 1))
+        course.feed(Failed(course.state.number, Failure.INTEGRITY))
+    assert list(course.state.bars) == [f"{n:064x}" for n in range(10, MAX_BARS + 10)]
+    assert len(msgspec.json.encode(course.state)) < MAX_STATE_BYTES // 4
+
+
+def test_a_bundle_that_fails_once_more_is_no_longer_among_the_oldest():
+    course = started()
+    for bundle in ("a", "b", "a"):
+        course.feed(Desired("r", bundle, 1), after_s=FIRST_BAR_S)
+        course.feed(Failed(course.state.number, Failure.DOWNLOAD))
+    assert list(course.state.bars) == ["b", "a"]
 
 
 @dataclass
