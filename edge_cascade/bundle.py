@@ -21,7 +21,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -61,6 +61,9 @@ GOLDEN_OUTPUTS: Final = "golden_outputs.safetensors"
 
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
 MAX_FILE_BYTES: Final = 256 * 2**20
+
+Pause = Callable[[], object]
+"""Called between pieces of work of a millisecond or two, by whoever must not be in the way for longer."""
 
 ManifestT = TypeVar("ManifestT", bound=msgspec.Struct)
 
@@ -165,8 +168,12 @@ def bundle_id_of(graph_sha256: str, weights_sha256: str) -> str:
     return hashlib.sha256(f"{graph_sha256}\n{weights_sha256}\n".encode()).hexdigest()
 
 
-def load_bundle(directory: Path) -> Bundle:
-    """Read and check a whole bundle.
+def no_pause() -> None:
+    """Go on at once."""
+
+
+def load_bundle(directory: Path, *, pause: Pause = no_pause) -> Bundle:
+    """Read and check a whole bundle, with a pause before each file that takes some time.
 
     Raises:
         BundleError: naming the file and what is wrong with it.
@@ -174,6 +181,7 @@ def load_bundle(directory: Path) -> Bundle:
     """
     graph_files, graph_sha256 = _read_part(directory / GRAPH)
     weights_files, weights_sha256 = _read_part(directory / WEIGHTS)
+    pause()
     graph = _decode_manifest(graph_files, GraphManifest, directory / GRAPH)
     weights = _decode_manifest(weights_files, WeightsManifest, directory / WEIGHTS)
     _check_files(graph_files, graph.files, directory / GRAPH)
@@ -182,7 +190,8 @@ def load_bundle(directory: Path) -> Bundle:
     check_weights(weights, graph, graph_sha256)
     tensors = _load_tensors(weights_files, WEIGHTS_BLOB)
     _check_tensors(tensors, graph.bounds)
-    stage_models = _stage_models(graph, graph_files, tensors)
+    stage_models = _stage_models(graph, graph_files, tensors, pause)
+    pause()
     return Bundle(
         bundle_id=bundle_id_of(graph_sha256, weights_sha256),
         graph_sha256=graph_sha256,
@@ -278,15 +287,20 @@ def _check_tensors(tensors: Mapping[str, NDArray[np.generic]], bounds: Bounds) -
 
 
 def _stage_models(
-    graph: GraphManifest, files: Mapping[str, bytes], tensors: Mapping[str, NDArray[np.generic]]
+    graph: GraphManifest,
+    files: Mapping[str, bytes],
+    tensors: Mapping[str, NDArray[np.generic]],
+    pause: Pause,
 ) -> dict[tuple[int, Precision], StageModel]:
     models: dict[tuple[int, Precision], StageModel] = {}
     for index, stage in enumerate(graph.stages):
         for precision, name in stage.files.items():
             if name not in graph.files:
                 raise BundleError(f"stage {index} in {precision}: its file {name!r} is not in the part")
+            pause()
             summary = inspect_model(files[name])
             _check_interface(summary, stage, where=name)
+            pause()
             models[index, precision] = StageModel(
                 stage=index,
                 precision=precision,

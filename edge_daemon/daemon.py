@@ -33,6 +33,7 @@ from edge_daemon.inlet.labels import LabelInlet
 from edge_daemon.inlet.mqtt import MqttInlet
 from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.installer import Installer
+from edge_daemon.lull import Lull
 from edge_daemon.metrics import Metrics
 from edge_daemon.models import Numbering, open_ladder, open_pipelines, open_sources
 from edge_daemon.past_life import note_start, note_stop, read_machine_boot
@@ -84,6 +85,7 @@ class Daemon:
         self._next_seq = numbering.next_seq
         client_id = f"{config.device.id}-{client_secret(Path(config.device.state_dir))}"
         self.metrics = Metrics()
+        self._lull = Lull()
         rng = rng or random.SystemRandom()
         self._numbering = numbering
         self._releases = releases = self._open_releases()
@@ -144,9 +146,15 @@ class Daemon:
             tally=self,
             on_failed=self._count_failed,
             observe=self._observers(),
+            lull=self._lull,
         )
         self._installer = Installer(
-            self._pipelines, self._inference, self._model_configs, numbering, self._clock
+            self._pipelines,
+            self._inference,
+            self._model_configs,
+            numbering,
+            self._clock,
+            pause=self._lull.wait,
         )
         self.swapper = None if releases is None else self._make_swapper(releases)
         self._crashes = 0
@@ -325,6 +333,7 @@ class Daemon:
             self._install_heads,
             clock=self._clock,
             numbering=self._numbering,
+            pause=self._lull.wait,
         )
 
     def _install_heads(self, bundle: Bundle) -> Future[Pipeline]:
@@ -358,7 +367,7 @@ class Daemon:
         # Not at the top: boards that take no releases need none of it.
         from edge_daemon.releases.wiring import BoardReleases
 
-        return BoardReleases(self._config, self._clock)
+        return BoardReleases(self._config, self._clock, self._lull.wait)
 
     def _make_swapper(self, releases: BoardReleases) -> Swapper:
         from edge_daemon.releases.wiring import Reporter
@@ -383,7 +392,10 @@ class Daemon:
                 next_seq=self._next_seq,
                 spool=self._spool,
                 clock=self._clock,
-                open_ladder=lambda bundle: open_ladder(bundle, self._model_configs[bundle.graph.model]),
+                open_ladder=lambda bundle: open_ladder(
+                    bundle, self._model_configs[bundle.graph.model], pause=self._lull.wait
+                ),
+                pause=self._lull.wait,
             ),
             lambda model: self._pipelines[model].bundle,
             max_cases_per_hour=self._config.releases.max_shadow_per_hour,

@@ -20,6 +20,7 @@ from edge_cascade.burst import Burst
 from edge_cascade.messages import Case
 from edge_daemon.errors import StoppedError
 from edge_daemon.inlet.queue import Queued, SampleQueue
+from edge_daemon.lull import Lull
 from edge_daemon.pipeline import Outcome, Pipeline, Sample
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,12 @@ class InferenceThread:
         tally: Tally,
         on_failed: Callable[[Pipeline], None],
         observe: Observe | None = None,
+        lull: Lull | None = None,
     ) -> None:
-        """`pipelines` by model: once this runs, only `install` changes what is in it."""
+        """`pipelines` by model: once this runs, only `install` changes what is in it.
+
+        `lull` is told of answers, for whoever works beside them.
+        """
         self._pipelines = pipelines
         self._flips: deque[tuple[str, Pipeline, Future[Pipeline]]] = deque()
         self._queue = queue
@@ -64,6 +69,7 @@ class InferenceThread:
         self._tally = tally
         self._on_failed = on_failed
         self._observe = observe
+        self._lull = lull or Lull()
         self._stopping = threading.Event()
         self._has_ended = threading.Event()
         self._busy_since_s: float | None = None
@@ -125,6 +131,7 @@ class InferenceThread:
             for model, group in groupby(items, key=lambda item: item.model):
                 self._answer(self._pipelines[model], list(group))
             self._busy_since_s = None
+            self._lull.note_answer()
 
     def _flip(self) -> None:
         with contextlib.suppress(IndexError):

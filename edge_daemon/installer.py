@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from edge_cascade.bundle import Bundle
+from edge_cascade.bundle import Bundle, Pause, no_pause
 from edge_daemon.config import ModelConfig
 from edge_daemon.errors import ModelError
 from edge_daemon.inference import InferenceThread
@@ -29,13 +29,16 @@ class Installer:
         configs: Mapping[str, ModelConfig],
         numbering: Numbering,
         clock: Clock,
+        *,
+        pause: Pause = no_pause,
     ) -> None:
-        """`pipelines` and `configs` by model."""
+        """`pipelines` and `configs` by model; `pause` is called before each stage that is opened."""
         self._pipelines = pipelines
         self._inference = inference
         self._configs = configs
         self._numbering = numbering
         self._clock = clock
+        self._pause = pause
         self._shared = {name: pipeline.bundle for name, pipeline in pipelines.items()}
         self._lock = threading.Lock()
 
@@ -52,7 +55,12 @@ class Installer:
         if (was.labels, was.input_shape, was.window) != (now.labels, now.input_shape, now.window):
             raise ModelError(f"{name!r} has other labels, another input shape or window there: another model")
         after = open_pipeline(
-            bundle, self._configs[name], before.coin, self._numbering, now_s=self._clock.monotonic_s
+            bundle,
+            self._configs[name],
+            before.coin,
+            self._numbering,
+            now_s=self._clock.monotonic_s,
+            pause=self._pause,
         )
         with self._lock:
             shared, self._shared[name] = self._shared[name], bundle
@@ -79,7 +87,7 @@ class Installer:
             ModelError: when another bundle answers by now, or is about to.
         """
         name = bundle.graph.model
-        ladder = open_ladder(bundle, self._configs[name])
+        ladder = open_ladder(bundle, self._configs[name], pause=self._pause)
         with self._lock:
             shared = self._shared[name]
             if shared.bundle_id != bundle.bundle_id:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_cascade.bundle import Bundle, StageModel, load_bundle
+from edge_cascade.bundle import Bundle, Pause, StageModel, load_bundle, no_pause
 from edge_cascade.errors import CascadeError
 from edge_cascade.golden import golden_errors
 from edge_cascade.ladder import Ladder, OpenStage, StageRunner
@@ -90,16 +90,24 @@ def open_pipelines(
 
 
 def open_pipeline(
-    bundle: Bundle, model: ModelConfig, coin: AuditCoin, numbering: Numbering, *, now_s: Callable[[], float]
+    bundle: Bundle,
+    model: ModelConfig,
+    coin: AuditCoin,
+    numbering: Numbering,
+    *,
+    now_s: Callable[[], float],
+    pause: Pause = no_pause,
 ) -> Pipeline:
     """One bundle at work as `model` says, on this board's runtime. What it computes was compared before.
+
+    `pause`: see `open_ladder`.
 
     Raises:
         CascadeError: when the runtime refuses a stage, or there is no such plan or point.
         ModelError: when it needs a newer daemon.
     """
     _check_version(bundle)
-    ladder = open_ladder(bundle, model)
+    ladder = open_ladder(bundle, model, pause=pause)
     log.info(
         "serving model=%s bundle=%s plan=%s point=%d runtime=%s",
         bundle.graph.model,
@@ -111,13 +119,18 @@ def open_pipeline(
     return Pipeline(bundle, ladder, coin, boot=numbering.boot, next_seq=numbering.next_seq, now_s=now_s)
 
 
-def open_ladder(bundle: Bundle, model: ModelConfig) -> Ladder:
-    """The bundle's stages on the runtime, plan and point that `model` names.
+def open_ladder(bundle: Bundle, model: ModelConfig, *, pause: Pause = no_pause) -> Ladder:
+    """The bundle's stages on the runtime, plan and point that `model` names. `pause` is called before each.
 
     Raises:
         CascadeError: when the runtime refuses a stage, or there is no such plan or point.
     """
-    return Ladder(bundle, bundle.plan(model.plan), OPENERS[model.runtime], point=model.point)
+
+    def open_next(stage: StageModel, feature_shape: tuple[int, ...] | None) -> StageRunner:
+        pause()
+        return OPENERS[model.runtime](stage, feature_shape)
+
+    return Ladder(bundle, bundle.plan(model.plan), open_next, point=model.point)
 
 
 def _open_first(

@@ -24,7 +24,7 @@ from typing import Final
 
 import msgspec
 
-from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.bundle import Bundle, Pause, load_bundle, no_pause
 from edge_cascade.burst import Burst
 from edge_cascade.errors import CascadeError
 from edge_cascade.ladder import Ladder
@@ -74,6 +74,8 @@ class Surroundings:
     clock: Clock
     open_ladder: Callable[[Bundle], Ladder]
     """Opens a bundle as this board would serve it."""
+    pause: Pause = no_pause
+    """Comes between pieces of work that answers would feel."""
 
 
 @dataclass(slots=True)
@@ -230,7 +232,7 @@ class Shadow:
             return None
         before_bytes = read_rss_bytes()
         try:
-            other = load_bundle(shadowing.other_directory)
+            other = load_bundle(shadowing.other_directory, pause=self._around.pause)
             if asked.bundle.hex() not in {shadowing.serving, other.bundle_id}:
                 # What the board serves, or has beside it, is not what is judged.
                 return None

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, load_bundle
+from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, Pause, load_bundle, no_pause
 from edge_cascade.durable import crash_point
 from edge_cascade.errors import BundleError
 from edge_cascade.manifest import GraphManifest
@@ -73,8 +73,11 @@ class Downloader:
         jitter_s: float = 0.0,
         hours: Hours | None = None,
         day_s: Callable[[], float] = lambda: 0.0,
+        pause: Pause = no_pause,
     ) -> None:
-        """`day_s` says how many seconds the local day is old, for `hours`; `shipped` are the models' own."""
+        """`day_s` says how many seconds the local day is old, for `hours`; `shipped` are the models' own.
+        `pause` comes between pieces of work that answers would feel.
+        """
         self._store = store
         self._trust = trust
         self._fleet = fleet
@@ -85,6 +88,7 @@ class Downloader:
         self._jitter_s = jitter_s
         self._hours = hours
         self._day_s = day_s
+        self._rest = pause
         self._denied: dict[str, str] = {}
         """By model, what the hub said last to a board that it does not let in."""
 
@@ -148,7 +152,7 @@ class Downloader:
                 wanted.model, wanted.release, wanted.graph, wanted.weights
             )
         try:
-            bundle = load_bundle(directory)
+            bundle = load_bundle(directory, pause=self._rest)
         except BundleError as error:
             raise RefusedError(Failure.INTEGRITY, str(error)) from error
         if (bundle.bundle_id, bundle.graph_sha256, bundle.weights_sha256) != (
@@ -219,7 +223,12 @@ class Downloader:
 
 
 def open_downloader(
-    config: ReleasesConfig, state_dir: Path, *, shipped: Mapping[str, Bundle], clock: Clock
+    config: ReleasesConfig,
+    state_dir: Path,
+    *,
+    shipped: Mapping[str, Bundle],
+    clock: Clock,
+    pause: Pause = no_pause,
 ) -> tuple[BundleStore, Downloader]:
     """What the configuration asks for, below `<state_dir>/releases`. Connects to nothing.
 
@@ -244,6 +253,7 @@ def open_downloader(
         jitter_s=config.jitter_s,
         hours=parse_hours(config.hours) if config.hours else None,
         day_s=_local_day_s,
+        pause=pause,
     )
     return store, downloader
 

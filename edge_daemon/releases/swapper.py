@@ -21,7 +21,7 @@ from typing import Final, Protocol, assert_never
 
 from msgspec.structs import replace
 
-from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.bundle import Bundle, Pause, load_bundle, no_pause
 from edge_cascade.durable import crash_point
 from edge_cascade.errors import CascadeError, first_line
 from edge_cascade.messages import SHIPPED, DesiredModel, DesiredState
@@ -100,7 +100,8 @@ class Hands:
 
     `install` opens a bundle and has it answer; the future holds the pipeline before it. `report` queues how
     an attempt ended, with the bundle that answers now; done means committed. `on_served` and `on_shadowing`
-    are called on the swapper's thread.
+    are called on the swapper's thread. `pause` comes between pieces of work, so that they are in no answer's
+    way.
     """
 
     source: ReleaseSource
@@ -112,6 +113,7 @@ class Hands:
     machine_boot: str
     on_served: Callable[[Bundle], None] = lambda _: None
     on_shadowing: Callable[[Shadowing], None] = lambda _: None
+    pause: Pause = no_pause
     was_stopped: bool = False
 
 
@@ -168,7 +170,10 @@ class Swapper:
         self._inbox: queue.SimpleQueue[_Heard] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._worker = Worker(
-            hands.source, hands.trial, lambda model, event: self._inbox.put(_Heard(model, event))
+            hands.source,
+            hands.trial,
+            lambda model, event: self._inbox.put(_Heard(model, event)),
+            hands.pause,
         )
         self._started_s = hands.clock.monotonic_s()
         self.committed = 0
@@ -423,7 +428,9 @@ class Swapper:
         return Serving(bundle)
 
     def _flip(self, swap: _Swap, bundle: str) -> None:
-        loaded = load_bundle(self._directory_of(swap, bundle))
+        pause = self._hands.pause
+        pause()
+        loaded = load_bundle(self._directory_of(swap, bundle), pause=pause)
         if loaded.bundle_id != bundle:
             raise CascadeError(f"the files are those of {loaded.bundle_id[:12]}")
         flipped = self._hands.install(loaded)
@@ -436,6 +443,7 @@ class Swapper:
         swap.serving = bundle
         crash_point("swap.flipped")
         self._hands.on_served(loaded)
+        pause()
         # The future has the pipeline before, and with it its sessions.
         del flipped, loaded
         give_back_memory()

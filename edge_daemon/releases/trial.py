@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from edge_cascade.bundle import Pause, no_pause
 from edge_cascade.durable import crash_point
 from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import RefusedError, StoppedError
@@ -86,10 +87,15 @@ class Trial:
         *,
         launch: Launch = launch_trial,
         again: Launch | None = None,
+        pause: Pause = no_pause,
     ) -> None:
-        """What `launch` has started and does not end within `max_idle_s` has another go, by `again`."""
+        """What `launch` has started and does not end within `max_idle_s` has another go, by `again`.
+
+        `pause` is called before each: until a process runs its program, all threads of its parent wait.
+        """
         self._parent = parent
         self._limits = limits
+        self._pause = pause
         self._goes = [(launch, limits.max_trial_s)]
         if again is not None:
             self._goes = [(launch, limits.max_idle_s), (again, limits.max_trial_s)]
@@ -143,6 +149,7 @@ class Trial:
         directory = make_job_directory(self._parent)
         try:
             (directory / JOB_FILE).write_bytes(msgspec.json.encode(job))
+            self._pause()
             return _result(directory, _wait(launch, most_s, directory, stop))
         finally:
             shutil.rmtree(directory, ignore_errors=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edge_cascade.bundle import Bundle, load_bundle
+from edge_cascade.bundle import Bundle, Pause, load_bundle, no_pause
 from edge_cascade.errors import CascadeError
 from edge_cascade.messages import SwapReport
 from edge_cascade.shipped import find_bundle
@@ -71,16 +71,22 @@ def count_start(config: Config) -> None:
 class BoardReleases:
     """What the daemon needs of releases: which bundle answers at start, and the swapper."""
 
-    def __init__(self, config: Config, clock: Clock) -> None:
+    def __init__(self, config: Config, clock: Clock, pause: Pause = no_pause) -> None:
+        """`pause` comes between pieces of work that answers would feel."""
         self._config = config
         self._clock = clock
+        self._pause = pause
         self._directory = Path(config.device.state_dir) / RELEASES_DIRECTORY
         self._installed: dict[str, Bundle] = {}
         self._distrusted: dict[str, str] = {}
         """Live bundles that are not opened again by themselves, see `starts`."""
         # Filled before anything is fetched.
         self._store, self._source = open_downloader(
-            config.releases, Path(config.device.state_dir), shipped=self._installed, clock=clock
+            config.releases,
+            Path(config.device.state_dir),
+            shipped=self._installed,
+            clock=clock,
+            pause=pause,
         )
 
     def live_in_place_of(self, installed: Bundle) -> Bundle | None:
@@ -146,6 +152,7 @@ class BoardReleases:
                 max_memory_factor=releases.max_memory_factor,
             ),
             again=launch_again,
+            pause=self._pause,
         )
         return Swapper(
             models,
@@ -160,6 +167,7 @@ class BoardReleases:
                 machine_boot=read_machine_boot(),
                 on_served=on_served,
                 on_shadowing=on_shadowing,
+                pause=self._pause,
                 was_stopped=was_stopped(Path(self._config.device.state_dir)),
             ),
             SwapLimits(

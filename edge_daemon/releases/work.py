@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from edge_cascade.bundle import Pause, no_pause
 from edge_cascade.errors import CascadeError, first_line
 from edge_daemon.core.swap_events import (
     Downloaded,
@@ -76,10 +77,18 @@ class Worker:
     threads that work.
     """
 
-    def __init__(self, source: ReleaseSource, trial: Trial, tell: Callable[[str, Event], None]) -> None:
+    def __init__(
+        self,
+        source: ReleaseSource,
+        trial: Trial,
+        tell: Callable[[str, Event], None],
+        pause: Pause = no_pause,
+    ) -> None:
+        """`pause` is called before each thing that is done."""
         self._source = source
         self._trial = trial
         self._tell = tell
+        self._pause = pause
         self._lanes: dict[str, _Lane] = {}
         self._jobs: list[_Job] = []
         self._lock = threading.Lock()
@@ -162,6 +171,7 @@ class Worker:
         self.add(model, attempt, act)
 
     def _carry_out(self, job: _Job) -> None:
+        self._pause()
         event = None if job.stop.is_set() else _event_of(job)
         with self._lock:
             self._jobs.remove(job)

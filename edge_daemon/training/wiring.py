@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from edge_cascade.bundle import Bundle
+from edge_cascade.bundle import Bundle, Pause, no_pause
 from edge_daemon.config import Config, ModelConfig
 from edge_daemon.core.rounds import RoundLimits
 from edge_daemon.example_ledger import ExampleModel, OnTruth
@@ -68,6 +68,7 @@ def make_personal(
     *,
     clock: Clock,
     numbering: Numbering,
+    pause: Pause = no_pause,
 ) -> Personal | None:
     """Who has private heads answer; None where that is not wanted. `configs`: the models by name."""
     if not config.training.serve_private_heads:
@@ -81,7 +82,7 @@ def make_personal(
         PersonalSurroundings(
             numbering=numbering,
             clock=clock,
-            open_ladder=lambda bundle: open_ladder(bundle, configs[bundle.graph.model]),
+            open_ladder=lambda bundle: open_ladder(bundle, configs[bundle.graph.model], pause=pause),
             install=install,
         ),
     )

@@ -49,7 +49,7 @@ class Pipeline:
 
 
 class Rig:
-    def __init__(self, observe=None):
+    def __init__(self, observe=None, lull=None):
         self.pipeline = Pipeline()
         self.published, self.counted, self.acknowledged, self.shed = [], [], [], []
         self.failed = 0
@@ -64,6 +64,7 @@ class Rig:
             tally=self,
             on_failed=self.note_failed,
             observe=observe,
+            lull=lull,
         )
 
     def submit(self, _, case):
