@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
 import threading
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from edge_cascade.mqtt import Broker
+from edge_daemon.core.swap_state import SwapState
 from edge_daemon.errors import SimulationError
+from edge_daemon.releases.state_file import DamagedStateError, read_state
 from edge_daemon.simulate.brokers import ChildProcess, free_port
 
 RESTART_S: Final = 0.5
@@ -28,10 +31,12 @@ class Board:
         """`tables`: of the configuration, beside those that only this board can know."""
         directory.mkdir(parents=True)
         self.name = name
+        self._model = model
+        self._state_dir = directory / "state"
         self._port = free_port()
         path = directory / "edge.toml"
         own: dict[str, Table] = {
-            "device": {"id": name, "state_dir": str(directory / "state"), "drain_s": 10.0},
+            "device": {"id": name, "state_dir": str(self._state_dir), "drain_s": 10.0},
             "http": {"port": self._port},
             "log": {"level": "warning"},
         }
@@ -44,7 +49,6 @@ class Board:
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name=f"supervisor-{name}", daemon=True)
         self.starts = 0
-        self.kills = 0
 
     def start(self) -> None:
         """Start it, and watch over it."""
@@ -59,15 +63,22 @@ class Board:
 
     def kill(self) -> None:
         """What a fault in a driver or the kernel's want of memory does."""
-        self.kills += 1
         self._process.kill()
+
+    def swap_state(self) -> SwapState | None:
+        """What it has written down of its bundles; None before it has, and where it cannot be read."""
+        try:
+            kept = read_state(self._state_dir / "releases" / self._model)
+        except (OSError, DamagedStateError):
+            return None
+        return None if kept is None else kept.state
 
     def is_ready(self) -> bool:
         """Whether it does all of its work."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/readyz", timeout=5):
                 return True
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             return False
 
     def counters(self) -> dict[str, float]:
@@ -75,7 +86,7 @@ class Board:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
                 lines = answer.read().decode("utf-8").splitlines()
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             return {}
         sums: dict[str, float] = {}
         for line in lines:

@@ -38,6 +38,8 @@ class Entry:
 
     true_label: str
     answer: AnswerView | None = None
+    last_answer: AnswerView | None = None
+    """Another one only after a board was killed over the sample."""
     answered_s: float = 0.0
     repeated_answers: int = 0
     verdict: VerdictView | None = None
@@ -72,6 +74,7 @@ class Ledger:
     def note_answer(self, device: str, sensor: str, answer: AnswerView, *, now_s: float) -> None:
         """An answer came; the first one counts."""
         entry = self.entries[device, sensor]
+        entry.last_answer = answer
         if entry.answer is not None:
             entry.repeated_answers += 1
             return

@@ -19,6 +19,7 @@ from edge_cascade.topics import DEFAULT_PREFIX
 from edge_daemon.errors import SimulationError
 from edge_daemon.simulate.board import Board, broker_tables, wait_until_ready
 from edge_daemon.simulate.brokers import BrokerKind
+from edge_daemon.simulate.crashes import Victim, decide_kill
 from edge_daemon.simulate.hub import SimulatedHub
 from edge_daemon.simulate.made_release import MadeRelease, make_release
 from edge_daemon.simulate.rollout_kinds import Kind
@@ -33,10 +34,6 @@ POLL_S: Final = 0.25
 
 DRIFT: Final = 0.3
 """How far the world moves while a release that is called `drifted` goes out."""
-KILLS: Final = 3
-"""As many crashes as bring a board back by itself."""
-KILL_AFTER: Final = 20
-"""Answers of the release that crashes."""
 
 LOOKS: Final[Mapping[str, object]] = {"look_every_s": 1.0}
 SAMPLING: Final = {"audit_rate": 0.2, "shadow_share": 0.8}
@@ -87,6 +84,7 @@ class RolloutFleet:
         self._site = VirtualSite(broker, directory / "site", self._bundle)
         self._hub = SimulatedHub(broker, directory / "hub", scenario.model, rollouts=LOOKS)
         self._boards: list[Board] = []
+        self._victims: dict[str, Victim] = {}
         self._sending = threading.Thread(target=self._send, name="sensors", daemon=True)
         self._stopping = threading.Event()
         self._has_drifted = threading.Event()
@@ -142,7 +140,8 @@ class RolloutFleet:
                 "token_file": str(token),
                 "jitter_s": 0.0,
                 "probation_samples": 100,
-                "min_probation_s": 2.0,
+                # What crashes must not prove itself before somebody came to kill it.
+                "min_probation_s": PATIENCE_S if self._scenario.kind == "crash" else 2.0,
                 "max_shadow_per_hour": 1e6,
                 # Boards share this machine's cores: a trial beside other boards is a noisy one.
                 "max_latency_factor": 4.0,
@@ -206,19 +205,22 @@ class RolloutFleet:
 
     def _crash(self, made: MadeRelease) -> None:
         """Kill whoever has answered by the release for a moment."""
-        for (name, bundle), answers in self._site.answered_by(self._names).items():
-            board = self._boards[self._names.index(name)]
-            kills = board.kills
-            if bundle == made.bundle and kills < KILLS and answers >= KILL_AFTER * (kills + 1):
+        answered = self._site.answered_by(self._names)
+        for board in self._boards:
+            victim = self._victims.get(board.name, Victim())
+            answers = answered.get((board.name, made.bundle), 0)
+            if decide_kill(board.swap_state(), made.bundle, victim, answers=answers):
                 board.kill()
+                self._victims[board.name] = Victim(victim.kills + 1, answers)
 
     def _settle(self, made: MadeRelease, watch: Callable[[RolloutProgress], None]) -> None:
         deadline_s = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline_s:
             watch(self._progress("settling", made))
             counted = self._site.counted()
-            spooled = sum(board.counters().get("edge_spool_rows", 0.0) for board in self._boards)
-            if counted.answered >= counted.sent and spooled == 0.0:
+            # A board that is too busy to say how many has said nothing.
+            spooled = [board.counters().get("edge_spool_rows") for board in self._boards]
+            if counted.answered >= counted.sent and not any(rows is None or rows > 0.0 for rows in spooled):
                 return
             time.sleep(POLL_S)
 

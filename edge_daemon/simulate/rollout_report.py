@@ -146,11 +146,15 @@ def _caught(facts: Facts) -> tuple[Catcher, str]:
 
 
 def _count_lost(ledger: Ledger, facts: Facts) -> int:
-    """By sample, not by answer: a board that is killed answers what it had in hand a second time."""
+    """By sample, not by answer: a board that is killed answers what it had in hand a second time.
+
+    The last answer counts. Of one that was out before its case was on disk nothing was promised: its message
+    comes again, and the audit coin falls anew.
+    """
     kept = {(case["device"], case["sensor"]) for case in facts.cases}
     unanswered = len(ledger.entries) - ledger.answered - facts.shed
     missing = sum(
-        entry.answer is not None and (entry.answer.escalated or entry.answer.audited) and key not in kept
+        (last := entry.last_answer) is not None and (last.escalated or last.audited) and key not in kept
         for key, entry in ledger.entries.items()
     )
     return max(unanswered, 0) + max(missing - facts.dropped, 0)

@@ -116,6 +116,15 @@ def test_sample_that_is_answered_again_after_a_kill_is_one_sample():
     assert (report.answered, report.lost) == (1, 0)
 
 
+@pytest.mark.parametrize(("first", "second", "lost"), [(True, False, 0), (False, True, 1), (True, True, 1)])
+def test_of_a_sample_that_is_answered_again_the_last_answer_says_whether_a_case_must_be_there(
+    first, second, lost
+):
+    ledger = answered(("s0", SHIPPED, True, first))
+    ledger.note_answer("b0", "s0", AnswerView("b", "3", 0, "int8", 90, False, second, SHIPPED), now_s=2.0)
+    assert make_report(ledger, facts()).lost == lost
+
+
 @pytest.mark.parametrize("width", [60, 100])
 def test_table_fits_and_says_who_caught_it(width):
     report = make_report(answered(("s0", RELEASE, True, False)), facts("bad", history=(QUALITY,)))
