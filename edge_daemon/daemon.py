@@ -44,6 +44,7 @@ from edge_daemon.sensors import read_milli_celsius, read_rss_bytes
 from edge_daemon.spool import SqliteSpool
 from edge_daemon.stopping import stop_together
 from edge_daemon.uplink import MqttUplink
+from edge_daemon.watched import watch_parts
 
 if TYPE_CHECKING:
     from edge_daemon.example_store import ExampleStore
@@ -458,40 +459,14 @@ class Daemon:
             metrics.watch_uplink(self.uplink.counters)
         if self.examples is not None:
             metrics.watch_examples(self.examples.counts)
-        if self.follower is not None:
-            metrics.watch(
-                "rounds_damaged_files",
-                "Files of rounds found damaged and moved aside.",
-                self.follower.damaged_files,
-            )
-        if self.swapper is not None:
-            swapper = self.swapper
-            metrics.watch("swaps_committed", "Bundles swapped in since the start.", lambda: swapper.committed)
-            metrics.watch("swaps_reverted", "Swaps that ended without it.", lambda: swapper.reverted)
-        if self._releases is not None:
-            releases = self._releases
-            metrics.watch(
-                "releases_denied",
-                "1 while the hub does not let this board fetch, else 0.",
-                lambda: int(bool(releases.problem)),
-                is_total=False,
-            )
-        if self.shadow is not None:
-            shadow = self.shadow
-            metrics.watch("shadow_pairs", "Samples that a second bundle answered.", lambda: shadow.pairs)
-            metrics.watch("shadow_differing", "Of these, otherwise.", lambda: shadow.differing)
-            metrics.watch("shadow_dropped", "Drawn for it, and not got to.", lambda: shadow.dropped)
-        if self.personal is not None:
-            personal = self.personal
-            metrics.watch("personal_wins", "Scenes that private heads won.", lambda: personal.wins)
-            metrics.watch("personal_losses", "Scenes that private heads lost.", lambda: personal.losses)
-            metrics.watch("personal_dropped", "Truths not compared.", lambda: personal.dropped)
-            metrics.watch(
-                "personal_serving",
-                "Models answered with private heads.",
-                lambda: personal.serving,
-                is_total=False,
-            )
+        watch_parts(
+            metrics,
+            follower=self.follower,
+            swapper=self.swapper,
+            releases=self._releases,
+            shadow=self.shadow,
+            personal=self.personal,
+        )
         metrics.watch(
             "running_s",
             "Seconds since the start.",

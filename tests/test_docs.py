@@ -426,8 +426,10 @@ class TestMetrics:
 
 
 def watched_by_the_daemon():
-    """The calls of `metrics.watch` in daemon.py: what is read from elsewhere."""
-    for node in ast.walk(ast.parse((ROOT / "edge_daemon/daemon.py").read_text(encoding="utf-8"))):
+    """The calls of `metrics.watch`: what is read from elsewhere."""
+    modules = [ROOT / "edge_daemon/daemon.py", ROOT / "edge_daemon/watched.py"]
+    nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    for node in nodes:
         if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "watch":
             name, help_text = (argument.value for argument in node.args[:2])
             is_total = all(keyword.value.value for keyword in node.keywords if keyword.arg == "is_total")

@@ -13,15 +13,14 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, assert_never
+from typing import Final, assert_never
 
 from msgspec.structs import replace
 
-from edge_cascade.bundle import Bundle, Pause, load_bundle, no_pause
+from edge_cascade.bundle import load_bundle
 from edge_cascade.durable import crash_point
 from edge_cascade.errors import CascadeError, first_line
 from edge_cascade.messages import SHIPPED, DesiredModel, DesiredState
@@ -48,15 +47,14 @@ from edge_daemon.core.swap_events import (
     Tick,
     Verify,
 )
-from edge_daemon.core.swap_state import End, SwapLimits, SwapState, bar_of
+from edge_daemon.core.swap_state import SwapLimits, SwapState, bar_of
 from edge_daemon.errors import EdgeError, StoppedError
 from edge_daemon.memory import give_back_memory
-from edge_daemon.pipeline import Pipeline
-from edge_daemon.ports import Clock, ReleaseSource, Wanted
+from edge_daemon.ports import Wanted
+from edge_daemon.releases.hands import Hands, ServedModel
 from edge_daemon.releases.history import Entry, changes_of, note
 from edge_daemon.releases.starts import LASTED_S, note_lasted
 from edge_daemon.releases.state_file import Kept, load_state, save_state
-from edge_daemon.releases.trial import Trial, TriedAs
 from edge_daemon.releases.work import Worker
 from edge_daemon.shadow import Shadowing
 
@@ -70,51 +68,6 @@ RETRY_S: Final = 10.0
 SAVE_EVERY_S: Final = 900.0
 """Running time that a power cut may lose; more often would wear the disk."""
 STOP_S: Final = 5.0
-
-
-class Store(Protocol):
-    """Where fetched bundles are: see `bundle_store`."""
-
-    def directory_of(self, model: str, bundle: str) -> Path: ...
-    def has(self, model: str, bundle: str) -> bool: ...
-    def keep(self, model: str, bundles: Iterable[str]) -> None: ...
-    def room_for(self, model: str, bundle: str) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model, the bundle that it was installed with, and the one that answers as the swapper starts."""
-
-    name: str
-    installed: str
-    installed_directory: Path
-    serving: str
-    how: TriedAs = field(default_factory=TriedAs)
-    distrusted: str = ""
-    """A live bundle with which no start has lasted (see `starts`): it answers after another attempt alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hands:
-    """What the swapper works with. `machine_boot` is the kernel's boot id; `was_stopped` see `Started`.
-
-    `install` opens a bundle and has it answer; the future holds the pipeline before it. `report` queues how
-    an attempt ended, with the bundle that answers now; done means committed. `on_served` and `on_shadowing`
-    are called on the swapper's thread. `pause` comes between pieces of work, so that they are in no answer's
-    way.
-    """
-
-    source: ReleaseSource
-    store: Store
-    trial: Trial
-    install: Callable[[Bundle], Future[Pipeline]]
-    report: Callable[[str, End, str], Future[None]]
-    clock: Clock
-    machine_boot: str
-    on_served: Callable[[Bundle], None] = lambda _: None
-    on_shadowing: Callable[[Shadowing], None] = lambda _: None
-    pause: Pause = no_pause
-    was_stopped: bool = False
 
 
 class Probation:

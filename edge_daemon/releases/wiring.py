@@ -24,9 +24,10 @@ from edge_daemon.past_life import read_machine_boot, was_stopped
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, Spool
 from edge_daemon.releases.downloader import open_downloader
+from edge_daemon.releases.hands import Hands, ServedModel
 from edge_daemon.releases.starts import has_not_lasted, note_openings
 from edge_daemon.releases.state_file import DamagedStateError, read_state
-from edge_daemon.releases.swapper import Hands, ServedModel, Swapper
+from edge_daemon.releases.swapper import Swapper
 from edge_daemon.releases.trial import Trial, TrialLimits, TriedAs, launch_again
 from edge_daemon.shadow import Shadowing
 

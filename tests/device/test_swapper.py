@@ -28,9 +28,10 @@ from edge_daemon.inlet.acks import OrderedAcks
 from edge_daemon.inlet.queue import Queued, SampleQueue
 from edge_daemon.models import Numbering, open_pipeline
 from edge_daemon.pipeline import Sample
+from edge_daemon.releases.hands import Hands, ServedModel
 from edge_daemon.releases.history import read_history
 from edge_daemon.releases.state_file import STATE_FILE, Kept, read_state, save_state
-from edge_daemon.releases.swapper import REVERT_FILE, Hands, ServedModel, Swapper
+from edge_daemon.releases.swapper import REVERT_FILE, Swapper
 from edge_daemon.releases.trial import Trial, TrialLimits
 from tests.bundles import build
 from tests.device.spooling_cases import wait_until
