@@ -99,7 +99,6 @@ def _why_needed(connection: Connection, model: str, release: int, *, is_live: bo
         return f"is {what}: roll another one out first, or take it back with `cloud-hub rollout kill`"
     for row in open_rollouts(connection):
         state = row.state
-        before = {state.previous, *(each.before for each in state.members.values())}
-        if state.is_widening and str(release) in before:
+        if state.is_widening and str(release) in state.ways_back:
             return f"is what rollout {state.id} may take boards back to: let it end, or halt it"
     return None

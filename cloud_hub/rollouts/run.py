@@ -17,10 +17,12 @@ from cloud_hub.core.rollout.events import (
     Effect,
     Event,
     HealthJudged,
+    Heard,
     Judged,
     Lost,
     Removed,
     Seen,
+    Sign,
     Tick,
 )
 from cloud_hub.core.rollout.findings import Health
@@ -39,8 +41,6 @@ from edge_cascade.errors import first_line
 log = logging.getLogger(__name__)
 
 _DRIFT: Final = "the boards see what the hub has not"
-MAX_EVENTS_PER_TURN = 500
-"""Of boards that come and go; the others have their turn a moment later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,10 @@ class RolloutRun:
 
     # --- the fleet -----------------------------------------------------------------------------------------
 
+    def knows(self, device: str) -> bool:
+        """Whether a device is one of this rollout, or was and had its offer."""
+        return device in self.state.members or device in self.state.left
+
     def is_superseded_by(self, newer: RolloutState) -> bool:
         """Whether every device of this one is now of a newer rollout of the same model."""
         group = self.state.group
@@ -145,11 +149,11 @@ class RolloutRun:
         if any(self.is_superseded_by(other) for other in others):
             return [Closed()]
         gone = state.members.keys() - {device.name for device in fleet}
-        events: list[Event] = [Removed(name) for name in sorted(gone)]
+        signs: list[Sign] = [Removed(name) for name in sorted(gone)]
         for device in fleet:
             member = state.members.get(device.name)
             if any(has(device, other.group) for other in others):
-                events += [] if member is None else [Removed(device.name)]
+                signs += [] if member is None else [Removed(device.name)]
             elif member is None:
                 # After a halt it still sees to it that who is new gets what the others went back to.
                 is_served = (
@@ -157,12 +161,10 @@ class RolloutRun:
                     or state.common is not None
                     or device.release == state.release
                 )
-                events += [Seen(device)] if is_served and has(device, state.group) else []
+                signs += [Seen(device)] if is_served and has(device, state.group) else []
             elif state.is_widening and device.is_online != (member.online_since_s is not None):
-                events.append(Seen(device) if device.is_online else Lost(device.name))
-            if len(events) >= MAX_EVENTS_PER_TURN:
-                break
-        return events
+                signs.append(Seen(device) if device.is_online else Lost(device.name))
+        return [Heard(tuple(signs))] if signs else []
 
     # --- time and evidence ---------------------------------------------------------------------------------
 

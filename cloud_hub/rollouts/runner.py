@@ -22,6 +22,7 @@ from cloud_hub.core.rollout.events import (
     Approved,
     Event,
     Halted,
+    Heard,
     Killed,
     Paused,
     Reported,
@@ -253,7 +254,7 @@ class RolloutRunner(ThreadLoop):
             if not self._is_loaded:
                 self._take_up()
             for run in self._runs.values():
-                events: list[Event] = [
+                signs = tuple(
                     Reported(
                         swap.device,
                         swap.release,
@@ -261,10 +262,10 @@ class RolloutRunner(ThreadLoop):
                         ": ".join(text for text in (swap.failure, swap.detail) if text),
                     )
                     for swap in swaps
-                    if swap.model == run.state.model and swap.device in run.state.members
-                ]
-                if events:
-                    self._desired.tell(run.feed(events, now_s=self._clock_s()))
+                    if swap.model == run.state.model and run.knows(swap.device)
+                )
+                if signs:
+                    self._desired.tell(run.feed([Heard(signs)], now_s=self._clock_s()))
             # Noted last: whoever is killed before hears them twice, which harms nothing.
             self._store.database.run(partial(note_swaps, ids=[swap.id for swap in swaps]))
 

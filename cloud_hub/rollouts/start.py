@@ -6,7 +6,7 @@ The command line and REST both come through here; neither needs the running hub'
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 from sqlalchemy import Connection
@@ -94,6 +94,7 @@ def start_rollout(
             limits=limits,
             health=health,
             scene_s=scene_s,
+            came_from=_came_from(others, row["model"], str(release)),
         )
         check_rules(state, rules or JudgeRules())
     except ValueError as error:
@@ -126,6 +127,17 @@ def common_release(connection: Connection, model: str, group: Mapping[str, str],
 
 def _live_release(connection: Connection, model: str, release: int) -> str | None:
     return next((str(number) for number in live_releases(connection, model) if number != release), None)
+
+
+def _came_from(others: Iterable[RolloutState], model: str, release: str) -> dict[str, str]:
+    """What devices ran before a release that another rollout has brought them already."""
+    return {
+        name: member.before
+        for other in others
+        if (other.model, other.release) == (model, release)
+        for name, member in (*other.members.items(), *other.left.items())
+        if member.before
+    }
 
 
 def check_rules(state: RolloutState, rules: JudgeRules) -> None:

@@ -51,8 +51,7 @@ def uses_of(connection: Connection) -> Uses:
     desired = connection.execute(select(schema.desired.c.release).distinct()).scalars()
     names = {name for name in desired if name != SHIPPED}
     for row in open_rollouts(connection):
-        state = row.state
-        names |= {state.release, state.previous or ""} | {each.before for each in state.members.values()}
+        names |= {row.state.release} | row.state.ways_back
     bundles = {
         running.bundle
         for models in connection.execute(select(schema.devices.c.models).distinct()).scalars()
@@ -61,7 +60,7 @@ def uses_of(connection: Connection) -> Uses:
     newest = select(func.max(_reports.c.id)).group_by(_reports.c.device, _reports.c.model)
     serving = connection.execute(select(_reports.c.serving).where(_reports.c.id.in_(newest)).distinct())
     bundles |= {bundle.hex() for bundle in serving.scalars()}
-    return Uses(frozenset(int(name) for name in names - {"", SHIPPED}), frozenset(bundles - {""}))
+    return Uses(frozenset(int(name) for name in names - {SHIPPED}), frozenset(bundles - {""}))
 
 
 def _parent_of(lineage: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -14,6 +14,7 @@ from cloud_hub.core.rollout.events import (
     Closed,
     Halted,
     HealthJudged,
+    Heard,
     Judged,
     Killed,
     Lost,
@@ -33,7 +34,15 @@ from cloud_hub.core.rollout.events import (
 from cloud_hub.core.rollout.findings import Fine, Health, HealthRules, Metric, Unknown, Worse
 from cloud_hub.core.rollout.judge import Halt, JudgeRules, Pass, Undecided
 from cloud_hub.core.rollout.rollout import begin, check_start, next_due_s, next_state, rules_of
-from cloud_hub.core.rollout.state import MAX_HISTORY, Outcome, Phase, RolloutLimits, RolloutState, tally_of
+from cloud_hub.core.rollout.state import (
+    MAX_HISTORY,
+    Outcome,
+    Phase,
+    RolloutLimits,
+    RolloutState,
+    Tally,
+    tally_of,
+)
 from cloud_hub.core.rollout.waiting import (
     NeedsApproval,
     NeedsHealth,
@@ -539,6 +548,118 @@ def test_limits_out_of_range_are_refused(limits):
         RolloutLimits(**limits)
 
 
+def a_sign(name):
+    return st.one_of(
+        st.builds(
+            Seen,
+            st.builds(Device, name, is_online=st.booleans(), release=st.sampled_from(["", "old", "new"])),
+        ),
+        st.builds(Lost, name),
+        st.builds(Removed, name),
+        st.builds(Reported, name, st.sampled_from(["old", "new"]), st.booleans(), st.just("golden")),
+    )
+
+
+@given(
+    signs=st.lists(a_sign(st.sampled_from(["d0", "d1", "d2", "late-1"])), max_size=12),
+    is_halted=st.booleans(),
+)
+def test_what_is_heard_at_one_time_is_what_is_heard_one_after_another(signs, is_halted):
+    # Where nothing follows from it: any share may fail, and a paused rollout opens no wave.
+    course = Course(fleet=FLEET[:3], waves=(Wave("all", share=1.0),))
+    course.state = msgspec.structs.replace(
+        course.state, limits=RolloutLimits(max_failed_share=1.0, min_committed_share=0.0)
+    )
+    course.feed(Halted("ann", "noise") if is_halted else Paused("ann"))
+    together, effects = next_state(course.state, Heard(tuple(signs)), now_s=course.now_s)
+    for sign in signs:
+        course.feed(sign)
+    assert (together.members, together.left) == (course.state.members, course.state.left)
+    assert {each.device for each in effects} <= {each.device.name for each in signs if isinstance(each, Seen)}
+
+
+def test_in_which_order_devices_that_answer_at_one_time_are_named_decides_nothing():
+    course = Course(
+        fleet=[Device(f"d{n}", is_online=False) for n in range(10)], waves=(Wave("all", share=1.0),)
+    )
+    reports = tuple(Reported(f"d{n}", "new", n > 0, "golden" if not n else "") for n in range(10))
+    # Nobody was seen with the offer: the first one alone would be one of one.
+    course.feed(Heard(reports))
+    assert course.state.phase is Phase.RUNNING
+    assert tally_of(course.state) == Tally(10, 10, 9, 1, 0)
+
+
+def test_a_device_that_was_gone_goes_back_to_what_it_ran_before():
+    course = in_half()
+    (canary,) = course.members(0)
+    course.feed(Removed(canary))
+    assert canary not in course.state.members
+    course.feed(Halted("ann", "noise"))
+    assert course.feed(Seen(Device(canary, release="new"))) == [TakeBack(canary, "old"), Sample(canary, None)]
+
+
+def test_a_device_that_was_gone_shows_what_the_open_wave_wants_of_it():
+    course = Course()
+    (canary,) = course.members(0)
+    course.feed(Removed(canary))
+    assert course.feed(Seen(Device(canary, release="new"))) == [Sample(canary, MUCH)]
+
+
+def test_what_a_device_answered_before_it_was_gone_counts_again_and_so_does_what_it_says_meanwhile():
+    course = in_half()
+    half = course.members(1)
+    course.feed(Reported(half[0], "new", True))
+    course.feed(Removed(half[0]))
+    course.feed(Removed(half[1]))
+    course.feed(Removed(half[2]))
+    assert tally_of(course.state) == Tally(2, 2, 1, 0, 0)
+    course.feed(Reported(half[1], "new", True))
+    course.feed(Heard(tuple(Seen(Device(name, release="new")) for name in half[:3])))
+    assert tally_of(course.state) == Tally(5, 5, 3, 0, 0)
+    assert course.state.left == {}
+
+
+def test_the_time_to_answer_of_a_device_that_was_gone_begins_anew():
+    course = Course()
+    (canary,) = course.members(0)
+    course.feed(Removed(canary), after_s=900)
+    course.feed(Seen(Device(canary, release="new")), after_s=6000)
+    course.feed(Tick(), after_s=999)
+    assert course.state.phase is Phase.RUNNING
+    course.feed(Tick(), after_s=1)
+    assert course.state.history[-1].what == "halted: 1 of 1 devices failed, 1 of them silent"
+
+
+def test_a_canary_that_was_gone_opens_no_wave_unjudged():
+    course = Course()
+    (canary,) = course.members(0)
+    course.feed(Removed(canary))
+    course.feed(Seen(Device(canary, release="new")))
+    course.feed(Tick(), after_s=500)
+    assert course.waits == [NeedsReports(0, 1, 1), NeedsQuality("not judged yet")]
+
+
+def test_a_device_that_got_the_release_by_another_rollout_goes_back_to_what_it_ran_before_that():
+    fleet = [Device("d0", release="new"), Device("d1", release="new"), Device("d2", release="old")]
+    course = Course(
+        fleet=fleet, waves=(Wave("all", share=1.0),), came_from={"d0": "older", "d2": "no matter"}
+    )
+    back = course.feed(Halted("ann", "noise"))
+    assert [each for each in back if isinstance(each, TakeBack)] == [
+        TakeBack("d0", "older"),
+        TakeBack("d1", None),
+        TakeBack("d2", "old"),
+    ]
+    assert course.state.ways_back == {"older", "old"}
+
+
+def test_a_state_of_before_devices_were_remembered_is_read():
+    state = Course().state
+    written = msgspec.json.decode(msgspec.json.encode(state))
+    del written["left"]
+    assert msgspec.json.decode(msgspec.json.encode(written), type=RolloutState) == state
+
+
 class RolloutMachine(RuleBasedStateMachine):
     """A hub that is killed between any two effects, and a world that does what it is asked."""
 
@@ -626,15 +747,34 @@ class RolloutMachine(RuleBasedStateMachine):
     )
     def somebody_comes_or_goes(self, name, online):
         self.seen.add(name)
-        self.feed(Seen(Device(name)) if online else Lost(name))
+        self.feed(Seen(self.device(name)) if online else Lost(name))
 
-    @rule(share_failed=st.sampled_from([0, 0, 0, 0, 1]), committed=st.booleans())
-    def boards_report(self, share_failed, committed):
-        for n, (name, member) in enumerate(list(self.state.members.items())):
+    def device(self, name):
+        """As the roster has it."""
+        return Device(name, release=self.desired.get(name, "" if name.startswith("late") else "old"))
+
+    @rule(name=st.sampled_from([*(device.name for device in FLEET), "late-1"]), returns=st.booleans())
+    def somebody_is_of_the_fleet_no_more(self, name, returns):
+        # Effects are carried out, or lost with the hub, before it hears of anything else.
+        self.everything_is_carried_out()
+        before = self.state.members.get(name)
+        self.feed(Removed(name))
+        if returns and before is not None:
+            self.feed(Seen(self.device(name)))
+            self.everything_is_carried_out()
+            # Who was to run nothing got what the group runs, and is to run that now.
+            assert self.state.members[name].before == before.before or not before.is_offered
+
+    @rule(share_failed=st.sampled_from([0, 0, 0, 0, 1]), committed=st.booleans(), together=st.booleans())
+    def boards_report(self, share_failed, committed, together):
+        reports = []
+        for n, (name, member) in enumerate(self.state.members.items()):
             if self.desired.get(name) == "new" and member.online_since_s is not None:
-                self.feed(Reported(name, "new", not (share_failed and n % 3 == 0)))
+                reports.append(Reported(name, "new", not (share_failed and n % 3 == 0)))
             elif self.desired.get(name) == "old":
-                self.feed(Reported(name, "old", committed))
+                reports.append(Reported(name, "old", committed))
+        for each in [Heard(tuple(reports))] if together else reports:
+            self.feed(each)
 
     @rule(
         event=st.sampled_from(
@@ -668,14 +808,12 @@ class RolloutMachine(RuleBasedStateMachine):
     def once_all_is_done_every_device_should_run_what_the_state_says(self):
         if not hasattr(self, "state") or self.todo:
             return
-        is_halted = self.state.phase is Phase.HALTED
-        offered = {name for name, each in self.state.members.items() if each.is_offered}
-        new = {name for name, each in self.state.members.items() if not each.before} - offered
-        assert self.desired == {
-            **dict.fromkeys(offered, "old" if is_halted else "new"),
-            **dict.fromkeys(new, "old"),
-        }
-        assert {name for name, each in self.sampling.items() if each} == (
+        members = self.state.members
+        offered = {name for name, each in members.items() if each.is_offered}
+        for name, member in members.items():
+            is_new = name in offered and self.state.phase is not Phase.HALTED
+            assert self.desired.get(name, member.before) == ("new" if is_new else "old")
+        assert {name for name, each in self.sampling.items() if each and name in members} == (
             offered if self.state.sampling else set()
         )
 

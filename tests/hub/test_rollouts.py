@@ -210,6 +210,55 @@ def test_a_board_that_was_gone_when_its_release_was_halted_is_taken_back_when_it
     assert fleet.broker.wanted(canary).release == common
 
 
+def test_a_board_that_was_gone_goes_back_to_what_it_alone_ran_before(store):
+    fleet = Fleet(store, NAMES, labels={NAMES[0]: {"site": "hamburg"}})
+    waves = (Wave("all", share=1.0, soak_s=10.0, max_drop=None),)
+    fleet.release(4)
+    fleet.start(4, group={"site": "hamburg"}, waves=waves)
+    fleet.go_on(200)
+    fleet.release(5)
+    rollout = fleet.start(5, waves=waves)
+    fleet.go_on(50)
+    assert fleet.serves[NAMES[0]] == "5"
+    serve_only(fleet, NAMES[0], "another model")
+    fleet.turn()
+    fleet.order(rollout, "kill")
+    fleet.restart()
+    serve_only(fleet, NAMES[0], "pump")
+    fleet.go_on(50)
+    assert fleet.serves == {name: "4" if name == NAMES[0] else SHIPPED for name in NAMES}
+
+
+def test_a_release_that_went_from_one_site_to_all_leaves_the_site_with_what_it_ran_before(store):
+    fleet = Fleet(store, NAMES, labels={NAMES[0]: {"site": "hamburg"}})
+    waves = (Wave("all", share=1.0, soak_s=10.0, max_drop=None),)
+    for number in (4, 5):
+        fleet.release(number)
+        fleet.start(number, group={"site": "hamburg"}, waves=waves)
+        fleet.go_on(200)
+    rollout = fleet.start(5, waves=waves)
+    fleet.go_on(50)
+    assert set(fleet.serves.values()) == {"5"}
+    fleet.order(rollout, "halt")
+    fleet.go_on(50)
+    assert fleet.serves == {name: "4" if name == NAMES[0] else SHIPPED for name in NAMES}
+
+
+def test_however_many_boards_come_and_go_and_answer_one_turn_hears_them_all(store):
+    names = [f"board-{number}" for number in range(1500)]
+    fleet = Fleet(store, names)
+    fleet.release(5)
+    rollout = fleet.start(5, waves=(Wave("all", share=1.0),))
+    fleet.turn()
+    store.database.run(lambda c: c.execute(update(schema.devices).values(online=False)))
+    fleet.turn()
+    members = fleet.state(rollout).members
+    assert [each.online_since_s for each in members.values()] == [None] * 1500
+    fleet.boards_act()
+    fleet.turn()
+    assert {each.outcome for each in fleet.state(rollout).members.values()} == {Outcome.COMMITTED}
+
+
 def serve_only(fleet, name, model):
     table = schema.devices
     models = msgspec.json.encode([{"model": model, "takes_releases": True}]).decode()

@@ -60,6 +60,16 @@ class Reported:
     reason: str = ""
 
 
+Sign = Seen | Lost | Removed | Reported
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What was heard of many devices at one time: all of it counts before anything follows from it."""
+
+    signs: tuple[Sign, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """What the pairs say, to the open wave's `max_drop` (see `rules_of` in `rollout`)."""
@@ -125,6 +135,7 @@ Event = (
     | Unheard
     | Removed
     | Reported
+    | Heard
     | Judged
     | HealthJudged
     | Approved

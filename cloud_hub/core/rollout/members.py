@@ -2,45 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import assert_never
+
 from msgspec.structs import replace
 
-from cloud_hub.core.rollout.events import Reported
-from cloud_hub.core.rollout.state import Member, Outcome, Phase, RolloutState, noted
+from cloud_hub.core.rollout.events import Lost, Removed, Reported, Seen, Sign
+from cloud_hub.core.rollout.state import Member, Outcome, Phase, RolloutState, noted_all
 from cloud_hub.core.rollout.waves import Device, has, wave_of
 
 
-def with_seen(state: RolloutState, device: Device, now_s: float) -> RolloutState:
-    """A device is there, or is known at all; of another group it is none of ours."""
-    member = state.members.get(device.name)
-    if member is None:
-        if not has(device, state.group):
-            return state
-        # A wave is for good: what its labels say later does not move it.
-        member = new_member(state, device)
-        state = _with(state, device.name, member)
-    if not device.is_online:
-        return with_lost(state, device.name, now_s)
-    if member.online_since_s is not None:
-        return state
-    reached_s = now_s if member.is_offered and member.reached_s is None else member.reached_s
-    return _with(state, device.name, replace(member, online_since_s=now_s, reached_s=reached_s))
+def with_signs(state: RolloutState, signs: Iterable[Sign], now_s: float) -> RolloutState:
+    """What these signs say of the devices, one after another. Costs as much as there are signs.
+
+    A device of another group is none of ours. One that leaves is remembered, if it had the offer: only we
+    know what it is to go back to.
+    """
+    members, left, lines = dict(state.members), dict(state.left), list[str]()
+    for sign in signs:
+        match sign:
+            case Seen(device):
+                member = members.get(device.name)
+                if member is None and has(device, state.group):
+                    # A wave is for good: what its labels say later does not move it.
+                    member = _joined(state, device, left.pop(device.name, None))
+                if member is not None:
+                    members[device.name] = _seen(member, device, now_s)
+            case Lost(name):
+                if name in members:
+                    members[name] = _lost(members[name], now_s)
+            case Removed(name):
+                gone = members.pop(name, None)
+                if gone is not None and gone.is_offered:
+                    left[name] = _lost(gone, now_s)
+            case Reported(name):
+                of = members if name in members else left
+                if name in of:
+                    before, of[name] = of[name], _reported(state, of[name], sign, now_s)
+                    if Outcome.REVERTED is of[name].outcome is not before.outcome:
+                        lines.append(f"{name} reverted: {sign.reason}")
+            case _:
+                assert_never(sign)
+    return noted_all(replace(state, members=members, left=left), now_s, lines)
 
 
-def new_member(state: RolloutState, device: Device) -> Member:
-    """A device that nobody has seen yet, in its wave."""
+def new_member(state: RolloutState, device: Device, *, before: str = "") -> Member:
+    """A device that nobody has seen yet, in its wave.
+
+    `before`: where it is to run the release already, what it was to run before it.
+    """
     wave = wave_of(state.cuts, device, state.salt)
     if device.release == state.release:
         # It will not say again what it said when it was first told. Yet what others get it loses with them.
-        return Member(wave, is_offered=True, outcome=Outcome.EARLIER)
+        return Member(wave, is_offered=True, outcome=Outcome.EARLIER, before=before)
     return Member(wave, before=device.release)
 
 
-def with_lost(state: RolloutState, name: str, now_s: float) -> RolloutState:
-    """A device went offline: its time to answer stands still."""
-    member = state.members.get(name)
-    if member is None or member.online_since_s is None:
-        return state
-    return _with(state, name, replace(member, online_since_s=None, waited_s=_waited_s(member, now_s)))
+def _joined(state: RolloutState, device: Device, known: Member | None) -> Member:
+    """A device that is new, or was gone; `known`: what it was when it went."""
+    member = new_member(state, device)
+    if known is None or not member.is_offered:
+        return member
+    if known.outcome in {Outcome.NONE, Outcome.SILENT}:
+        # Its time to answer begins anew; we would have heard of it if it had done so.
+        return replace(known, outcome=Outcome.NONE, reached_s=None, waited_s=0.0, unheard_s=0.0)
+    return known
+
+
+def _seen(member: Member, device: Device, now_s: float) -> Member:
+    if not device.is_online:
+        return _lost(member, now_s)
+    if member.online_since_s is not None:
+        return member
+    reached_s = now_s if member.is_offered and member.reached_s is None else member.reached_s
+    return replace(member, online_since_s=now_s, reached_s=reached_s)
+
+
+def _lost(member: Member, now_s: float) -> Member:
+    """It went offline: its time to answer stands still."""
+    if member.online_since_s is None:
+        return member
+    return replace(member, online_since_s=None, waited_s=_waited_s(member, now_s))
 
 
 def with_unheard(state: RolloutState, since_s: float, now_s: float) -> RolloutState:
@@ -78,38 +120,31 @@ def silent_at_s(state: RolloutState, member: Member) -> float:
     return min(vanished_s, since_s + state.limits.report_within_s - member.waited_s)
 
 
-def with_report(state: RolloutState, report: Reported, now_s: float) -> RolloutState:
+def _reported(state: RolloutState, member: Member, report: Reported, now_s: float) -> Member:
     """A device answered. After a halt, only whether it is back matters."""
-    member = state.members.get(report.device)
-    if member is None or not member.is_offered:
-        return state
+    if not member.is_offered:
+        return member
     is_ours = report.release == state.release
     if state.phase is Phase.HALTED:
         # Going back is a swap like any other; not having swapped is as good.
-        if report.committed is not is_ours:
-            return _with(state, report.device, replace(member, outcome=Outcome.BACK, reason=report.reason))
-        return state
-    if not is_ours:
-        return state
+        is_back = report.committed is not is_ours
+        return replace(member, outcome=Outcome.BACK, reason=report.reason) if is_back else member
     outcome = Outcome.COMMITTED if report.committed else Outcome.REVERTED
-    if member.outcome is outcome:
-        return state
-    if not report.committed:
-        state = noted(state, now_s, f"{report.device} reverted: {report.reason}")
+    if not is_ours or member.outcome is outcome:
+        return member
     # Who reports had the offer, whether we saw it online or not.
     reached_s = now_s if member.reached_s is None else member.reached_s
-    member = replace(member, outcome=outcome, reason=report.reason, reached_s=reached_s)
-    return _with(state, report.device, member)
+    return replace(member, outcome=outcome, reason=report.reason, reached_s=reached_s)
 
 
 def with_silent(state: RolloutState, now_s: float) -> RolloutState:
     """Devices that have owed an answer for too long count as failed."""
-    for name, member in state.members.items():
-        if is_awaited(member) and silent_at_s(state, member) <= now_s:
-            state = _with(state, name, replace(member, outcome=Outcome.SILENT))
-            state = noted(state, now_s, f"{name} counts as failed: no report")
-    return state
-
-
-def _with(state: RolloutState, name: str, member: Member) -> RolloutState:
-    return replace(state, members={**state.members, name: member})
+    silent = {
+        name: replace(member, outcome=Outcome.SILENT)
+        for name, member in state.members.items()
+        if is_awaited(member) and silent_at_s(state, member) <= now_s
+    }
+    if not silent:
+        return state
+    lines = [f"{name} counts as failed: no report" for name in silent]
+    return noted_all(replace(state, members={**state.members, **silent}), now_s, lines)

@@ -32,6 +32,7 @@ from cloud_hub.core.rollout.events import (
     Event,
     Halted,
     HealthJudged,
+    Heard,
     Judged,
     Killed,
     Lost,
@@ -44,6 +45,7 @@ from cloud_hub.core.rollout.events import (
     Resumed,
     Sample,
     Seen,
+    Sign,
     TakeBack,
     Tick,
     Unheard,
@@ -55,9 +57,7 @@ from cloud_hub.core.rollout.members import (
     is_awaited,
     new_member,
     silent_at_s,
-    with_lost,
-    with_report,
-    with_seen,
+    with_signs,
     with_silent,
     with_unheard,
 )
@@ -65,6 +65,7 @@ from cloud_hub.core.rollout.state import (
     MAX_SCENE_S,
     SCENE_S,
     Entry,
+    Member,
     Phase,
     RolloutLimits,
     RolloutState,
@@ -104,8 +105,11 @@ def begin(
     limits: RolloutLimits | None = None,
     health: HealthRules | None = None,
     scene_s: int = SCENE_S,
+    came_from: Mapping[str, str] | None = None,
 ) -> Step:
     """A new rollout, with what is to be done first. Only devices of `fleet` with the group's labels count.
+
+    `came_from`: of devices that are to run the release already, what they were to run before it.
 
     Raises:
         ValueError: when the waves contradict themselves, or `scene_s` is no length of a scene.
@@ -133,7 +137,10 @@ def begin(
         history=(Entry(now_s, f"release {release} for {len(members)} devices{have_it}", by),),
     )
     known = {
-        device.name: replace(new_member(state, device), online_since_s=now_s if device.is_online else None)
+        device.name: replace(
+            new_member(state, device, before=(came_from or {}).get(device.name, "")),
+            online_since_s=now_s if device.is_online else None,
+        )
         for device in members
     }
     state = replace(state, members=known)
@@ -150,19 +157,12 @@ def next_state(state: RolloutState, event: Event, *, now_s: float) -> Step:  # n
             effects = _everything(state)
         case Tick():
             pass
-        case Seen():
-            is_known = event.device.name in state.members
-            state = with_seen(state, event.device, now_s)
-            effects = [] if is_known else _welcome(state, event.device.name)
-        case Lost():
-            state = with_lost(state, event.device, now_s)
+        case Seen() | Lost() | Removed() | Reported():
+            state, effects = _heard(state, (event,), now_s)
+        case Heard():
+            state, effects = _heard(state, event.signs, now_s)
         case Unheard():
             state = with_unheard(state, event.since_s, now_s) if state.is_widening else state
-        case Removed():
-            members = {name: each for name, each in state.members.items() if name != event.device}
-            state = replace(state, members=members)
-        case Reported():
-            state = with_report(state, event, now_s)
         case Judged():
             state, effects = _judged(state, event.judgement, now_s)
         case HealthJudged():
@@ -208,6 +208,17 @@ def next_due_s(state: RolloutState) -> float | None:
     if state.enough_s is not None:
         due.append(state.enough_s + state.waves[state.wave].soak_s)
     return min(due, default=None)
+
+
+# --- devices -----------------------------------------------------------------------------------------------
+
+
+def _heard(state: RolloutState, signs: Sequence[Sign], now_s: float) -> Step:
+    known = state.members
+    state = with_signs(state, signs, now_s)
+    # A dict for its order.
+    seen = dict.fromkeys(sign.device.name for sign in signs if isinstance(sign, Seen))
+    return state, [effect for name in seen if name not in known for effect in _welcome(state, name)]
 
 
 # --- verdicts ----------------------------------------------------------------------------------------------
@@ -332,11 +343,11 @@ def _offer(state: RolloutState, name: str) -> list[Effect]:
 
 
 def _samples(state: RolloutState) -> list[Effect]:
-    return [
-        Sample(name, state.sampling if each.wave <= state.wave else None)
-        for name, each in state.members.items()
-        if each.is_offered
-    ]
+    return [_sample(state, name, each) for name, each in state.members.items() if each.is_offered]
+
+
+def _sample(state: RolloutState, name: str, member: Member) -> Sample:
+    return Sample(name, state.sampling if member.wave <= state.wave else None)
 
 
 def _needs_approval_only(state: RolloutState, now_s: float) -> bool:
@@ -378,10 +389,12 @@ def _take_back(state: RolloutState) -> list[Effect]:
 def _welcome(state: RolloutState, name: str) -> list[Effect]:
     """What a new member is told at once."""
     member = state.members.get(name)
-    if member is not None and member.is_offered and state.phase is Phase.HALTED:
-        # It was gone while the others were taken back.
-        return [TakeBack(name, member.before or state.common), Sample(name, None)]
-    return _of_the_group(state, name)
+    if member is None or not member.is_offered:
+        return _of_the_group(state, name)
+    # It was gone while the others were told this.
+    sample = _sample(state, name, member)
+    is_halted = state.phase is Phase.HALTED
+    return [TakeBack(name, member.before or state.common), sample] if is_halted else [sample]
 
 
 def _of_the_group(state: RolloutState, *names: str) -> list[Effect]:

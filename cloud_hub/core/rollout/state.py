@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
@@ -110,7 +111,8 @@ class RolloutState(msgspec.Struct, frozen=True):
 
     `enough_s` is when the open wave had enough answers: its soak counts from there. `quality_passed` and
     `healthy_s` (when health was last judged, and found well) are of the open wave. `asked` is the last
-    wave for which approval was asked.
+    wave for which approval was asked. `left` are devices that had the offer and are no longer of the fleet:
+    they count for nothing, and who comes back is to go back to what it ran before.
     """
 
     id: str
@@ -139,6 +141,7 @@ class RolloutState(msgspec.Struct, frozen=True):
     approved: tuple[int, ...] = ()
     asked: int = -1
     members: dict[str, Member] = {}
+    left: dict[str, Member] = {}
     history: tuple[Entry, ...] = ()
 
     @property
@@ -150,6 +153,12 @@ class RolloutState(msgspec.Struct, frozen=True):
     def common(self) -> str | None:
         """What a device of the group should run that has no release of its own; None: what it came with."""
         return self.previous if self.is_common else None
+
+    @property
+    def ways_back(self) -> frozenset[str]:
+        """The releases that devices may be taken back to."""
+        known = (*self.members.values(), *self.left.values())
+        return frozenset({self.previous or "", *(each.before for each in known)}) - {""}
 
     @property
     def sampling(self) -> Sampling | None:
@@ -197,3 +206,8 @@ def is_of_earlier_ones(state: RolloutState) -> bool:
 def noted(state: RolloutState, now_s: float, what: str, by: str = "") -> RolloutState:
     """The state with a line more in its history; the oldest one goes when there are too many."""
     return replace(state, history=(*state.history, Entry(now_s, what, by))[-MAX_HISTORY:])
+
+
+def noted_all(state: RolloutState, now_s: float, lines: Iterable[str]) -> RolloutState:
+    """The same for any number of lines."""
+    return replace(state, history=(*state.history, *(Entry(now_s, line) for line in lines))[-MAX_HISTORY:])
