@@ -4,15 +4,15 @@ Audits are answered here by both bundles as shipped; on what a canary shadowed t
 and sends the input only where they differ. Cases that a gate asked for are in neither. A case is one that the
 audit coin sent or one that was shadowed, never both: so each input counts once.
 
-Every look counts anew from the rows, so that verdicts that came late and people who spoke since are heard,
-and a hub that starts again finds the same counts. Only the bundles' answers are kept: they never change.
+Verdicts that came late and people who spoke since are heard with each look, and a hub that starts again finds
+the same counts. What never changes is kept: the bundles' answers, and the counts of `shadows`.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from cloud_hub.core.rollout.findings import Course, Health
 from cloud_hub.core.rollout.health import decide_health
-from cloud_hub.core.rollout.judge import Pairs, Scene, count_pairs
+from cloud_hub.core.rollout.judge import Pairs, count_pairs
 from cloud_hub.core.rollout.state import Outcome, RolloutState
 from cloud_hub.core.rollout.waves import place_of
 from cloud_hub.core.rollout.windows import Stretch, course_of
@@ -31,26 +31,19 @@ from cloud_hub.examples import CaseStore
 from cloud_hub.models import HubModel
 from cloud_hub.registry import release_directory
 from cloud_hub.rollouts.answers import UNREADABLE, BundleAnswers
-from cloud_hub.store.evidence import (
-    StoredShadow,
-    audited_page,
-    committed_at,
-    references_of,
-    shadow_page,
-    vitals_between,
-)
+from cloud_hub.rollouts.shadows import ShadowCounts
+from cloud_hub.store.evidence import audited_page, committed_at, vitals_between
 from cloud_hub.store.releases import get_release
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.errors import BundleError
-from edge_cascade.messages import ShadowScene
 
 PAGE: Final = 256
 MAX_CASES: Final = 100_000
 """Of one rollout, the first; what is undecided after so many needs a person."""
 MAX_REPLAYS_A_LOOK: Final = 8192
-MAX_SHADOWS: Final = 20_000
-"""Shadow reports of one rollout, the first."""
 MAX_BUNDLES: Final = 4
+MAX_ROLLOUTS: Final = 8
+"""Whose counts are kept."""
 MAX_BOARDS: Final = 200
 """Boards of either side whose health is compared; drawn by hash, so always the same."""
 MAX_ROWS_A_WINDOW: Final = 2000
@@ -76,6 +69,7 @@ class StoreEvidence:
         self._clock_s = clock_s
         self._max_replays = max(max_replays, PAGE)
         self._answers: OrderedDict[str, BundleAnswers] = OrderedDict()
+        self._shadows: OrderedDict[str, ShadowCounts] = OrderedDict()
 
     # --- quality -------------------------------------------------------------------------------------------
 
@@ -122,44 +116,16 @@ class StoreEvidence:
         return _count_audits(rows, labels, scene_s=rollout.scene_s, until_ms=until_ms)
 
     def _shadowed(self, rollout: RolloutState, scenes_after: int) -> Pairs:
-        model = self._model(rollout)
+        full_model = self._model(rollout).full_model
         old, new = (bytes.fromhex(bundle) for bundle in self._bundles(rollout))
-        total, seen = Pairs(), 0
-        while seen < MAX_SHADOWS:
-            page = self._store.database.run(
-                partial(
-                    shadow_page, model=rollout.model, bundles=(old, new), after_id=scenes_after, limit=PAGE
-                )
-            )
-            if not page:
-                break
-            ours = [report for report in page if report.device in rollout.members]
-            references = self._references(rollout.model, model.full_model, ours)
-            scenes: Counter[tuple[int, int, int, int, int]] = Counter()
-            for report in ours:
-                known = references[report.device, report.boot]
-                for scene in report.scenes:
-                    scenes[_count_scene(scene, known, is_new=report.bundle == new)] += 1
-            total += _pairs_of(scenes)
-            scenes_after, seen = page[-1].id, seen + len(page)
-        return total
-
-    def _references(
-        self, model: str, full_model: bytes, reports: Sequence[StoredShadow]
-    ) -> dict[tuple[str, bytes], dict[int, int]]:
-        """What is right, by board and start and number."""
-        wanted: defaultdict[tuple[str, bytes], set[int]] = defaultdict(set)
-        for report in reports:
-            wanted[report.device, report.boot] |= {
-                pair.seq for scene in report.scenes for pair in scene.differing
-            }
-        # One piece of work a page, not one a board: what boards send goes through the same thread.
-        return self._store.database.run(
-            lambda c: {
-                (device, boot): references_of(c, model, full_model, device=device, boot=boot, seqs=seqs)
-                for (device, boot), seqs in wanted.items()
-            }
-        )
+        counts = self._shadows.get(rollout.id)
+        if counts is None or (counts.full_model, counts.bundles) != (full_model, (old, new)):
+            counts = ShadowCounts(self._store.database, rollout.model, full_model, (old, new), scenes_after)
+            self._shadows[rollout.id] = counts
+            while len(self._shadows) > MAX_ROLLOUTS:
+                self._shadows.popitem(last=False)
+        self._shadows.move_to_end(rollout.id)
+        return counts.look(rollout.members)
 
     # --- bundles -------------------------------------------------------------------------------------------
 
@@ -271,43 +237,3 @@ def _count_audits(
         return Pairs()
     old, new, reference, scenes = np.array(kept, np.int64).T
     return count_pairs(old, new, reference, scenes)
-
-
-def _count_scene(
-    scene: ShadowScene, references: Mapping[int, int], *, is_new: bool
-) -> tuple[int, int, int, int, int]:
-    """Size, differing, lost, won and pending; `is_new`: the new bundle answered and the old one was asked.
-
-    Of a scene that contradicts itself nothing counts: a size of 0.
-    """
-    differing = scene.differing
-    if (
-        len(differing) > scene.pairs
-        or len({pair.seq for pair in differing}) < len(differing)
-        or any(pair.served_label == pair.other_label for pair in differing)
-    ):
-        return 0, 0, 0, 0, 0
-    lost = won = pending = 0
-    for pair in differing:
-        old, new = pair.other_label, pair.served_label
-        if not is_new:
-            old, new = new, old
-        right = references.get(pair.seq)
-        lost += right == old
-        won += right == new
-        pending += right is None
-    return scene.pairs, len(differing), lost, won, pending
-
-
-def _pairs_of(scenes: Mapping[tuple[int, int, int, int, int], int]) -> Pairs:
-    total: Counter[str] = Counter()
-    kept: Counter[tuple[int, int, int, int]] = Counter()
-    for (size, differing, lost, won, pending), times in scenes.items():
-        total["count"] += size * times
-        total["differing"] += differing * times
-        total["lost"] += lost * times
-        total["won"] += won * times
-        total["pending"] += pending * times
-        if size > 1:
-            kept[size, lost, won, pending] += times
-    return Pairs(**total, scenes=tuple(Scene(*scene, times) for scene, times in sorted(kept.items())))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, Label, RowMapping, and_, case, or_, select
+from sqlalchemy import Connection, Label, RowMapping, and_, case, func, or_, select
 
 from cloud_hub.core.rollout.judge import NO_REFERENCE
 from cloud_hub.core.rollout.windows import CounterRow
@@ -130,6 +130,24 @@ def references_of(
         )
         found |= {row.seq: row.reference for row in connection.execute(query)}
     return {seq: label for seq, label in found.items() if label != NO_REFERENCE}
+
+
+def labelled_shadows(connection: Connection, model: str, *, after_label: int) -> tuple[int, bool]:
+    """The id of the newest label of a person, and whether one after `after_label` is of a shadowed case."""
+    labels = schema.labels
+    newest = connection.execute(select(func.max(labels.c.id))).scalar() or 0
+    query = (
+        select(labels.c.id)
+        .join(_cases, _cases.c.id == labels.c.case_id)
+        .where(
+            labels.c.id > after_label,
+            labels.c.id <= newest,
+            _cases.c.model == model,
+            _cases.c.reason == int(Reason.SHADOW),
+        )
+        .limit(1)
+    )
+    return newest, connection.execute(query).first() is not None
 
 
 def vitals_between(

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from cloud_hub.errors import RolloutError
 from cloud_hub.models import HubModel
 from cloud_hub.registry import release_directory
 from cloud_hub.rollouts import evidence as evidence_module
+from cloud_hub.rollouts import shadows as shadows_module
 from cloud_hub.rollouts.answers import BundleAnswers
 from cloud_hub.rollouts.evidence import StoreEvidence, _count_audits
 from cloud_hub.store import schema
@@ -330,6 +332,67 @@ def test_scenes_that_contradict_themselves_count_nothing(bench):
         ShadowScene("s1", 9, [DifferingPair(0, 1, 1)]),
     )
     assert bench.look() == Pairs()
+
+
+def test_every_look_reads_what_is_new_alone(bench, monkeypatch):
+    read = []
+    page = shadows_module.shadow_page
+    monkeypatch.setattr(
+        shadows_module, "shadow_page", lambda *args, **more: read.append(page(*args, **more)) or read[-1]
+    )
+    evidence = bench.evidence()
+    counts = []
+    for seq in range(1, 6):
+        bench.shadow(ShadowScene("s1", 10, [DifferingPair(seq, 1, 0)]), seq=seq)
+        counts.append(bench.look(evidence).count)
+    assert counts == [10, 20, 30, 40, 50]
+    assert [each.id for page in read for each in page] == [1, 2, 3, 4, 5]
+
+
+def test_whatever_comes_in_which_order_looks_count_what_one_look_counts(bench, monkeypatch):
+    monkeypatch.setattr(shadows_module, "PAGE", 3)
+    draw = np.random.default_rng(11)
+    evidence, cases = bench.evidence(), 0
+    members = bench.rollout.members
+    found = set()
+    for seq in range(90):
+        match draw.integers(5):
+            case 0:
+                device = f"press-{draw.integers(1, 4)}"
+                bench.put(cases, at_s=1.0, reason=Reason.SHADOW, escalated=False, device=device)
+                cases += 1
+            case 1:
+                bench.answer(lambda case_id: case_id % 3)
+            case 2 if cases:
+                bench.label(int(draw.integers(1, cases + 1)), int(draw.integers(3)))
+            case 3:
+                gone = [f"press-{n}" for n in range(1, 4) if draw.integers(2)]
+                kept = {name: each for name, each in members.items() if name not in gone}
+                bench.rollout = replace(bench.rollout, members=kept)
+            case _:
+                named = draw.choice(max(cases, 1) + 2, size=2, replace=False)
+                scene = ShadowScene(
+                    "s1", int(draw.integers(2, 9)), [DifferingPair(int(n), 1, 0) for n in named]
+                )
+                served = bench.new if draw.integers(2) else bench.old
+                bench.shadow(scene, seq=seq, device=f"press-{draw.integers(1, 4)}", served=served)
+        counted = bench.look(evidence)
+        assert counted == bench.look()
+        found.add(counted)
+    assert len(found) > 20
+
+
+def test_counts_of_another_full_model_are_not_kept(bench):
+    bench.put(0, at_s=1.0, reason=Reason.SHADOW, escalated=False)
+    bench.answer(lambda _: 1)
+    bench.shadow(ShadowScene("s1", 2, [DifferingPair(0, 1, 0)]))
+    models = {MODEL: bench.model}
+    evidence = StoreEvidence(bench.store, bench.path, models, clock_s=lambda: LATE_S)
+    assert bench.look(evidence).won == 1
+    models[MODEL] = HubModel(
+        MODEL, LABELS, SHAPE_1D, bench.old.graph.preprocess, bytes(32), lambda x: x, bench.old
+    )
+    assert bench.look(evidence) == Pairs(2, 1, 0, 0, 1, (Scene(2, 0, 0, 1, 1),))
 
 
 def test_drift_compares_the_boards_with_the_audits(bench):
