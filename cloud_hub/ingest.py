@@ -151,7 +151,7 @@ class Ingest:
         group: list[Delivery] = []
         arrivals: list[float] = []
         for message in taken:
-            delivery = self._reader.read(message)
+            delivery = self._read(message)
             if delivery is not None:
                 group.append(delivery)
                 arrivals.append(message.arrived_s)
@@ -178,6 +178,14 @@ class Ingest:
             if delivery.base_request is not None:
                 self._on_base_request(delivery.base_request)
 
+    def _read(self, message: Taken) -> Delivery | None:
+        """What a message brought; None, too, where a fault of ours keeps it from being read."""
+        try:
+            return self._reader.read(message)
+        except Exception as error:  # noqa: BLE001 - a message must not take those beside it with it
+            self._log_fault(message.topic, error)
+            return None
+
     def _commit(self, group: list[Delivery]) -> Committed | None:
         """Commit, however long it takes; None only when the hub stops first."""
         retry_s = FIRST_RETRY_S
@@ -193,6 +201,12 @@ class Ingest:
                     return self._commit_one_by_one(group)
                 log.error("store refuses a message for good reason=%s", error)
                 _strip(group[0], str(error))
+            except Exception as error:  # noqa: BLE001 - as above: it comes again, and would do so for ever
+                if len(group) > 1:
+                    return self._commit_one_by_one(group)
+                self._log_fault(f"device {group[0].device}", error)
+                _forget(group[0])
+                return Committed(frozenset(), frozenset())
             else:
                 if self.problem is not None:
                     log.info("store works again")
@@ -214,6 +228,11 @@ class Ingest:
             came_online |= committed.came_online
         return Committed(frozenset(fresh), frozenset(came_online))
 
+    def _log_fault(self, where: str, error: Exception) -> None:
+        more = self._bursts["fault"].note(now_s=time.monotonic())
+        if more is not None:
+            log.error("message dropped, unacknowledged from=%s more=%d", where, more, exc_info=error)
+
     def _report_trouble(self, delivery: Delivery, message: Taken) -> None:
         for kind in delivery.counts:
             more = self._bursts[kind].note(now_s=message.arrived_s)
@@ -231,14 +250,24 @@ class Ingest:
 
 def _strip(delivery: Delivery, why: str) -> None:
     """Leave nothing of a delivery but its refusal, which any store takes."""
+    _empty(delivery)
+    delivery.refused = why
+    delivery.counts["malformed/store"] += 1
+
+
+def _forget(delivery: Delivery) -> None:
+    """Leave nothing of a delivery that anybody would be told of."""
+    _empty(delivery)
+    delivery.device = None
+
+
+def _empty(delivery: Delivery) -> None:
     delivery.cases.clear()
     delivery.rejected.clear()
     delivery.update = delivery.report = delivery.status = delivery.swap = delivery.shadow = None
     delivery.receipts = ()
     delivery.base_request = None
-    delivery.refused = why
     delivery.counts.clear()
-    delivery.counts["malformed/store"] += 1
 
 
 def acks_of(group: Sequence[Delivery], committed: Committed, prefix: str) -> Iterator[tuple[str, Acks]]:

@@ -317,6 +317,33 @@ def test_a_fault_of_our_own_drops_the_group_unacknowledged_and_goes_on(failing, 
     assert "dropped, unacknowledged" in caplog.text
 
 
+def test_a_message_that_we_fail_at_is_dropped_alone_whether_read_or_kept(failing, caplog, monkeypatch):
+    store, published, ingest = failing
+
+    def fault_at_seven(deliveries):
+        if any(case.seq == 7 for delivery in deliveries for case in delivery.cases):
+            raise ZeroDivisionError
+
+    store.trouble = fault_at_seven
+    unreadable = incoming(5)
+    read = ingest._reader.read
+
+    def read_or_fail(taken):
+        if taken.payload == unreadable.payload:
+            raise RecursionError
+        return read(taken)
+
+    monkeypatch.setattr(ingest._reader, "read", read_or_fail)
+    for each in (incoming(4), unreadable, incoming(6), incoming(7), incoming(8)):
+        ingest.offer(each)
+    ingest.start()
+    wait_until(lambda: sorted(published.committed) == [4, 6, 8], what="the neighbours")
+    assert [seq for _, acks in published for seq in acks.duplicate] == []
+    assert [r.message for r in caplog.records if r.levelname == "ERROR"] == [
+        "message dropped, unacknowledged from=edge/v1/press-1/up/cases more=0"
+    ]
+
+
 def test_a_hub_that_stops_while_the_store_fails_ends_in_time(failing):
     store, published, ingest = failing
     store.trouble = disk_full
