@@ -21,7 +21,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -47,6 +47,7 @@ from edge_cascade.manifest import (
     check_weights,
 )
 from edge_cascade.onnx_file import ModelSummary, inspect_model
+from edge_cascade.pauses import Pause, no_pause
 from edge_cascade.policy import Plan, Precision
 from edge_cascade.tflite_file import TfliteSummary, check_stage_tensors, inspect_tflite
 from edge_cascade.train_step import TrainStepModel, read_train_step
@@ -61,9 +62,6 @@ GOLDEN_OUTPUTS: Final = "golden_outputs.safetensors"
 
 MAX_MANIFEST_BYTES: Final = 4 * 2**20
 MAX_FILE_BYTES: Final = 256 * 2**20
-
-Pause = Callable[[], object]
-"""Called between pieces of work of a millisecond or two, by whoever must not be in the way for longer."""
 
 ManifestT = TypeVar("ManifestT", bound=msgspec.Struct)
 
@@ -168,12 +166,8 @@ def bundle_id_of(graph_sha256: str, weights_sha256: str) -> str:
     return hashlib.sha256(f"{graph_sha256}\n{weights_sha256}\n".encode()).hexdigest()
 
 
-def no_pause() -> None:
-    """Go on at once."""
-
-
 def load_bundle(directory: Path, *, pause: Pause = no_pause) -> Bundle:
-    """Read and check a whole bundle, with a pause before each file that takes some time.
+    """Read and check a whole bundle, with a pause before each piece that takes some time.
 
     Raises:
         BundleError: naming the file and what is wrong with it.
@@ -199,7 +193,7 @@ def load_bundle(directory: Path, *, pause: Pause = no_pause) -> Bundle:
         graph=graph,
         weights=weights,
         stage_models=stage_models,
-        train_step=_train_step(graph, graph_files, stage_models),
+        train_step=_train_step(graph, graph_files, stage_models, pause),
         golden_inputs=_golden_inputs(graph, graph_files),
         golden_outputs=_golden_outputs(weights, weights_files),
     )
@@ -298,7 +292,7 @@ def _stage_models(
             if name not in graph.files:
                 raise BundleError(f"stage {index} in {precision}: its file {name!r} is not in the part")
             pause()
-            summary = inspect_model(files[name])
+            summary = inspect_model(files[name], pause=pause)
             _check_interface(summary, stage, where=name)
             pause()
             models[index, precision] = StageModel(
@@ -330,6 +324,7 @@ def _train_step(
     graph: GraphManifest,
     files: Mapping[str, bytes],
     stages: Mapping[tuple[int, Precision], StageModel],
+    pause: Pause,
 ) -> TrainStepModel | None:
     name = graph.train_step
     if name is None:
@@ -338,7 +333,7 @@ def _train_step(
         raise BundleError(f"its train step {name!r} is not in the graph part")
     step = read_train_step(
         files[name],
-        inspect_model(files[name]),
+        inspect_model(files[name], pause=pause),
         input_shape=graph.stages[0].input_shape,
         classes=len(graph.labels),
         where=name,

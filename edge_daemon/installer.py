@@ -10,7 +10,8 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 
-from edge_cascade.bundle import Bundle, Pause, no_pause
+from edge_cascade.bundle import Bundle
+from edge_cascade.pauses import Pause, no_pause
 from edge_daemon.config import ModelConfig
 from edge_daemon.errors import ModelError
 from edge_daemon.inference import InferenceThread

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_cascade.bundle import Bundle, Pause, StageModel, load_bundle, no_pause
+from edge_cascade.bundle import Bundle, StageModel, load_bundle
 from edge_cascade.errors import CascadeError
 from edge_cascade.golden import golden_errors
 from edge_cascade.ladder import Ladder, OpenStage, StageRunner
+from edge_cascade.pauses import Pause, no_pause
 from edge_cascade.shipped import find_bundle
 from edge_daemon import __version__
 from edge_daemon.audit import AuditCoin

@@ -8,9 +8,7 @@ board: it compares bundles, not heads. What the thread does not get to is droppe
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -33,18 +31,16 @@ from edge_daemon.memory import give_back_memory
 from edge_daemon.models import Numbering
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock
+from edge_daemon.side_thread import SideThread
 from edge_daemon.training.arrays import load_arrays
 
 log = logging.getLogger(__name__)
 
 SCENE_S: Final = 300.0
 """As long as a scene is for whoever judges a release, unless a rollout says otherwise."""
-MAX_WAITING: Final = 64
 MAX_REMEMBERED: Final = 4096
 """Samples whose truth was counted, so that a human's word after the full model's is not a second one."""
-LOOK_S: Final = 1.0
 FLIP_S: Final = 60.0
-STOP_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +90,12 @@ class _Contest:
     counted: dict[tuple[bytes, int], None] = field(default_factory=dict)
 
 
-class Personal:
-    """Compares until stopped; `start` and `stop` are called once each."""
+class Personal(SideThread[_Told]):
+    """Compares until stopped. What answers then goes on to answer."""
 
     def __init__(self, bundles: Mapping[str, Bundle], around: Surroundings) -> None:
         """`bundles`: what answers, by model."""
+        super().__init__("personal", around.clock)
         self._around = around
         self._lock = threading.Lock()
         self._bundles = dict(bundles)
@@ -106,10 +103,7 @@ class Personal:
         self._changed: set[str] = set()
         self._judged: frozenset[str] = frozenset()
         self._contests: dict[str, _Contest] = {}
-        self._told: queue.Queue[_Told | None] = queue.Queue(MAX_WAITING)
-        self._burst = Burst()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="personal", daemon=True)
+        self._refusals = Burst()
         self.wins = 0
         self.losses = 0
         self.serving = 0
@@ -117,17 +111,6 @@ class Personal:
         self.dropped = 0
 
     # --- other threads -------------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Begin; samples are answered by now."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End. What answers goes on to answer."""
-        self._stopping.set()
-        self._wake()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
 
     def take_heads(self, model: str, content: bytes) -> None:
         """These heads (safetensors) are kept from now on (on the follower's thread)."""
@@ -137,7 +120,7 @@ class Personal:
                 return
             self._heads[model] = _Heads(content, self._around.numbering.next_seq())
             self._changed.add(model)
-        self._wake()
+        self.wake()
 
     def take_bundle(self, bundle: Bundle) -> None:
         """Another bundle answers for its model, with its own heads."""
@@ -149,14 +132,14 @@ class Personal:
                 self._heads.pop(model, None)
             self._bundles[model] = bundle
             self._changed.add(model)
-        self._wake()
+        self.wake()
 
     def hear(self, message: DesiredState) -> None:
         """While the hub judges a release of a model here, the bundle's heads answer."""
         self._judged = frozenset(
             asked.model for asked in message.models if asked.shadow_ppm > 0 or asked.audit_ppm > 0
         )
-        self._wake()
+        self.wake()
 
     def hear_truth(self, truth: Truth, read: Callable[[], NDArray[np.float32] | None]) -> None:
         """Somebody else has said what a sample is (on the thread of the store of examples)."""
@@ -165,33 +148,17 @@ class Personal:
         # Of what was answered before, some may have trained these heads.
         if heads is None or boot != self._around.numbering.boot or seq <= heads.since:
             return
-        if self._told.full():
+        if self.is_full:
             self.dropped += 1
             return
         x = read()
-        if x is not None:
-            with contextlib.suppress(queue.Full):
-                self._told.put_nowait(_Told(truth, x))
+        if x is not None and not self.offer(_Told(truth, x)):
+            self.dropped += 1
 
     # --- the thread ----------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        # Full: it is awake.
-        with contextlib.suppress(queue.Full):
-            self._told.put_nowait(None)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            told = None
-            with contextlib.suppress(queue.Empty):
-                told = self._told.get(timeout=LOOK_S)
-            try:
-                self._turn(told)
-            except Exception:
-                # A defect in here must not keep anything from being compared later.
-                log.exception("defect while private heads were compared")
-
-    def _turn(self, told: _Told | None) -> None:
+    def turn(self, told: _Told | None) -> None:
+        """Take up other heads and bundles, compare, have those answer that are preferred."""
         self._take_changes()
         if told is not None:
             self._compare(told)
@@ -280,7 +247,7 @@ class Personal:
         except (CascadeError, EdgeError, OSError, MemoryError, TimeoutError) as error:
             # Own heads are not tried again and again; those of the bundle are.
             contest.standing = Standing()
-            if self._burst.note(now_s=self._around.clock.monotonic_s()) is not None:
+            if self._refusals.note(now_s=self._around.clock.monotonic_s()) is not None:
                 log.warning("heads not changed model=%s: %s", model, first_line(error))
             return
         contest.is_served = own

@@ -4,28 +4,21 @@ A coin picks the samples before anything of their outcome is looked at. The pair
 scenes; where the two differ, the input goes to the hub as well, which says who was right. Audited samples are
 left out: the hub asks both bundles about those itself. What the thread does not get to is dropped as it comes
 and counted.
-
-The thread has the priority of all others. One of a lower one that holds the interpreter's lock, and is not
-run because other processes are, would hold up every answer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from edge_cascade.bundle import Bundle, Pause, load_bundle, no_pause
-from edge_cascade.burst import Burst
+from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.errors import CascadeError
 from edge_cascade.ladder import Ladder
 from edge_cascade.messages import (
@@ -34,8 +27,10 @@ from edge_cascade.messages import (
     DifferingPair,
     Reason,
     ShadowReport,
+    ShadowScene,
     pack_exits,
 )
+from edge_cascade.pauses import Pause, no_pause
 from edge_cascade.tensors import encode_tensor
 from edge_daemon.core.scenes import Allowance, Scenes, select_reports
 from edge_daemon.core.spooling import case_item, shadow_item
@@ -44,12 +39,10 @@ from edge_daemon.memory import give_back_memory
 from edge_daemon.pipeline import Outcome, Sample
 from edge_daemon.ports import Clock, Spool
 from edge_daemon.sensors import read_rss_bytes
+from edge_daemon.side_thread import SideThread
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING: Final = 64
-LOOK_S: Final = 1.0
-STOP_S: Final = 5.0
 AGAIN_S: Final = 60.0
 """What could not be opened (memory was short) is tried again after that."""
 
@@ -97,8 +90,8 @@ class _Drawn(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-class Shadow:
-    """Compares until stopped; `start` and `stop` are called once each."""
+class Shadow(SideThread[_Drawn]):
+    """Compares until stopped. At a stop what is drawn is compared, and every scene is reported."""
 
     def __init__(
         self,
@@ -109,6 +102,7 @@ class Shadow:
         rng: random.Random,
     ) -> None:
         """`served`: the bundle that answers for a model now."""
+        super().__init__("shadow", around.clock)
         self._around = around
         self._served = served
         self._rng = rng
@@ -120,10 +114,6 @@ class Shadow:
         self._again: dict[str, tuple[float, Shadowing]] = {}
         """By model when to try again to begin, and what."""
         self._lock = threading.Lock()
-        self._drawn: queue.Queue[_Drawn | None] = queue.Queue(MAX_WAITING)
-        self._burst = Burst()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
         self.pairs = 0
         self.differing = 0
         self.dropped = 0
@@ -132,17 +122,6 @@ class Shadow:
 
     # --- other threads -------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin; the spool is open by now."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Compare what is drawn, report every scene, end."""
-        self._stopping.set()
-        self._wake()
-        if self._thread.is_alive():
-            self._thread.join(STOP_S)
-
     def hear(self, shadowing: Shadowing) -> None:
         """What is to be compared from now on (on the swapper's thread)."""
         model = shadowing.asked.model
@@ -150,7 +129,7 @@ class Shadow:
             # At once: pairs of what is no longer asked for would be pairs of other bundles.
             self._shares.pop(model, None)
             self._asked[model] = shadowing
-        self._wake()
+        self.wake()
 
     def observe(self, model: str, sample: Sample, outcome: Outcome) -> None:
         """Look at an answered sample (on the inference thread)."""
@@ -167,43 +146,25 @@ class Shadow:
             return
         if case is not None and case.audited:
             return
-        try:
-            self._drawn.put_nowait(_Drawn(model, sample, outcome))
-        except queue.Full:
+        if not self.offer(_Drawn(model, sample, outcome)):
             self.dropped += 1
 
     # --- the thread ----------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        # Full: it is awake.
-        with contextlib.suppress(queue.Full):
-            self._drawn.put_nowait(None)
-
-    def _run(self) -> None:
-        while True:
-            drawn = None
-            with contextlib.suppress(queue.Empty):
-                drawn = self._drawn.get(timeout=LOOK_S)
-            self._guard(self._turn, drawn)
-            if self._stopping.is_set() and self._drawn.empty():
-                break
-        for comparison in self._comparisons.values():
-            self._guard(partial(self._report, is_last=True), comparison)
-
-    def _guard(self, act: Callable[..., None], *arguments: object) -> None:
-        try:
-            act(*arguments)
-        except Exception:
-            # A defect in here must not keep anything from being compared later.
-            if self._burst.note(now_s=self._around.clock.monotonic_s()) is not None:
-                log.exception("defect while shadowing")
-
-    def _turn(self, drawn: _Drawn | None) -> None:
+    def turn(self, drawn: _Drawn | None) -> None:
+        """Take up what is asked for, compare, report the scenes that are over."""
         self._take_terms()
         if drawn is not None:
             self._compare(drawn)
         for comparison in self._comparisons.values():
             self._report(comparison)
+
+    def end(self) -> None:
+        """Compare what is drawn, report every scene."""
+        for drawn in self.left():
+            self.guard(self.turn, drawn)
+        for comparison in self._comparisons.values():
+            self.guard(self._report_all, comparison)
 
     def _take_terms(self) -> None:
         now_s = self._around.clock.monotonic_s()
@@ -257,7 +218,7 @@ class Shadow:
         ended = self._comparisons.pop(model, None)
         if ended is None:
             return
-        self._report(ended, is_last=True)
+        self._report_all(ended)
         del ended
         give_back_memory()
         self._count_held()
@@ -322,9 +283,14 @@ class Shadow:
             )
         )
 
-    def _report(self, comparison: _Comparison, *, is_last: bool = False) -> None:
-        around, scenes = self._around, comparison.scenes
-        over = scenes.take_all() if is_last else scenes.take_over(now_s=around.clock.monotonic_s())
+    def _report(self, comparison: _Comparison) -> None:
+        self._tell(comparison, comparison.scenes.take_over(now_s=self._around.clock.monotonic_s()))
+
+    def _report_all(self, comparison: _Comparison) -> None:
+        self._tell(comparison, comparison.scenes.take_all())
+
+    def _tell(self, comparison: _Comparison, over: list[ShadowScene]) -> None:
+        around = self._around
         for some in select_reports(over):
             report = ShadowReport(
                 device=around.device,

@@ -23,10 +23,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, Pause, load_bundle, no_pause
+from edge_cascade.bundle import GRAPH, WEIGHTS, Bundle, load_bundle
 from edge_cascade.durable import crash_point
 from edge_cascade.errors import BundleError
 from edge_cascade.manifest import GraphManifest
+from edge_cascade.pauses import Pause, no_pause
 from edge_daemon.config import ReleasesConfig
 from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import RefusedError, ReleaseError, StoppedError

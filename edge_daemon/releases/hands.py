@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from edge_cascade.bundle import Bundle, Pause, no_pause
+from edge_cascade.bundle import Bundle
+from edge_cascade.pauses import Pause, no_pause
 from edge_daemon.core.swap_state import End
 from edge_daemon.pipeline import Pipeline
 from edge_daemon.ports import Clock, ReleaseSource

@@ -17,8 +17,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from edge_cascade.bundle import Pause, no_pause
 from edge_cascade.durable import crash_point
+from edge_cascade.pauses import Pause, no_pause
 from edge_daemon.core.swap_events import Failure
 from edge_daemon.errors import RefusedError, StoppedError
 from edge_daemon.releases.trial_child import (

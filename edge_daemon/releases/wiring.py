@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from edge_cascade.bundle import Bundle, Pause, load_bundle, no_pause
+from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.errors import CascadeError
 from edge_cascade.messages import SwapReport
+from edge_cascade.pauses import Pause, no_pause
 from edge_cascade.shipped import find_bundle
 from edge_daemon.config import Config
 from edge_daemon.core.spooling import swap_item

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from edge_cascade.bundle import Pause, no_pause
 from edge_cascade.errors import CascadeError, first_line
+from edge_cascade.pauses import Pause, no_pause
 from edge_daemon.core.swap_events import (
     Downloaded,
     Event,

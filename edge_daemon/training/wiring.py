@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from edge_cascade.bundle import Bundle, Pause, no_pause
+from edge_cascade.bundle import Bundle
+from edge_cascade.pauses import Pause, no_pause
 from edge_daemon.config import Config, ModelConfig
 from edge_daemon.core.rounds import RoundLimits
 from edge_daemon.example_ledger import ExampleModel, OnTruth

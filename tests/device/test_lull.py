@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from edge_cascade import bundle as bundles
-from edge_cascade.bundle import load_bundle
+from edge_cascade.bundle import GRAPH, TRAIN_STEP, load_bundle
+from edge_cascade.onnx_file import NODES_AT_ONCE, inspect_model
 from edge_daemon import models
 from edge_daemon.config import ModelConfig
 from edge_daemon.lull import Lull
@@ -84,6 +85,12 @@ def test_reading_a_bundle_pauses_before_each_graph_that_is_checked(monkeypatch, 
     assert steps.done.count("check") > 1
     assert ("check", "check") not in set(pairwise(steps.done))
     assert steps.done[0] == "pause"
+
+
+def test_a_graph_of_many_nodes_is_checked_with_pauses_between_them(tiny_model_dir, steps):
+    content = (tiny_model_dir / "bundle" / GRAPH / TRAIN_STEP).read_bytes()
+    summary = inspect_model(content, pause=steps.pause)
+    assert len(steps.done) == summary.node_count // NODES_AT_ONCE > 1
 
 
 def test_opening_a_bundle_pauses_before_each_stage(monkeypatch, tiny_bundle, steps):
