@@ -31,7 +31,8 @@ from edge_daemon.daemon import Daemon
 from edge_daemon.errors import ModelError, StoppedError
 from edge_daemon.example_ledger import Truth
 from edge_daemon.models import Numbering, open_stage
-from edge_daemon.personal import MAX_WAITING, SCENE_S, Personal, Surroundings
+from edge_daemon.personal import SCENE_S, Personal, Surroundings
+from edge_daemon.side_thread import MAX_WAITING
 from edge_daemon.training.arrays import dump_arrays
 from edge_daemon.training.state import ModelState
 from edge_daemon.training.wiring import make_personal
@@ -130,7 +131,7 @@ class Board:
     def end_scenes(self, scenes):
         wait_until(lambda: len(self.personal._contests["digits"].scenes._open) == scenes)
         self.clock.now_s += SCENE_S
-        self.personal._wake()
+        self.personal.wake()
 
     def judge(self, scenes, label):
         """So many scenes in which this is true."""
@@ -299,7 +300,7 @@ def test_the_way_back_is_tried_until_it_is_open(board):
     board.refusal = StoppedError("not now")
     board.judge(ENOUGH, SHARED_SAYS)
     board.refusal = None
-    board.personal._wake()
+    board.personal.wake()
     wait_until(lambda: board.installed == ["own", "shared"])
 
 
@@ -312,7 +313,7 @@ def test_new_heads_wait_until_those_before_are_taken_back(board):
     wait_until(lambda: board.refused)
     assert len(board.opened) == 2
     board.refusal = None
-    board.personal._wake()
+    board.personal.wake()
     wait_until(lambda: len(board.opened) == 4)
     assert board.installed == ["own", "shared"]
 
@@ -344,7 +345,7 @@ def test_a_defect_ends_nothing(board, caplog):
     board.take_heads()
     board.own.error = RuntimeError("a defect")
     board.tell(OWN_SAYS)
-    wait_until(lambda: "defect while private heads were compared" in caplog.text)
+    wait_until(lambda: "turn failed thread=personal" in caplog.text)
     board.own.error = None
     board.judge(1, OWN_SAYS)
     assert board.personal.wins == 1

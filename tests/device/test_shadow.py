@@ -38,7 +38,8 @@ from edge_daemon.core.scenes import (
 )
 from edge_daemon.core.spooling import SHADOW_PLAN, ItemKind
 from edge_daemon.pipeline import Answer, Outcome, Sample
-from edge_daemon.shadow import AGAIN_S, MAX_WAITING, Shadow, Shadowing, Surroundings
+from edge_daemon.shadow import AGAIN_S, Shadow, Shadowing, Surroundings
+from edge_daemon.side_thread import MAX_WAITING
 
 from .signed_fleet import FakeClock
 
@@ -433,7 +434,7 @@ def test_share_is_drawn_before_the_outcome_is_looked_at(board):
         before = board.shadow.pairs
         for seq in range(60):
             board.observe(seq, audited=audits and seq % 3 == 0)
-            board.wait(board.shadow._drawn.empty)
+            board.wait(board.shadow._items.empty)
         board.wait(lambda before=before, expected=expected: board.shadow.pairs == before + expected)
 
 
@@ -490,7 +491,7 @@ def test_defect_that_comes_with_every_sample_is_said_once(board, caplog):
     board.ladder.asked.acquire(timeout=20)
 
     assert board.stopped() == []
-    assert caplog.text.count("defect while shadowing") == 1
+    assert caplog.text.count("turn failed thread=shadow") == 1
 
 
 def test_scene_that_is_over_is_reported_while_others_go_on(board):
