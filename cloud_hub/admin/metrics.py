@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,11 @@ from cloud_hub.admin.documents import Agreement, Latency, ModelStats, Stats
 from cloud_hub.store.queries import Totals
 
 METRICS_TYPE: Final = CONTENT_TYPE_LATEST
+MAX_UNKNOWN: Final = 100
+"""Models that this hub does not run are named by whoever sends cases: more names than this are one."""
+OTHER: Final = "other"
+
+_OF_MODELS: Final = frozenset({"cases", "verdicts", "failures", "agreement", "rounds"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +35,17 @@ class Vitals:
     ready: bool
 
 
-def stats_document(totals: Totals, vitals: Vitals) -> Stats:
-    """What /v1/stats says."""
-    counters = totals.counters
-    models = sorted(
-        {name.split("/")[1] for name in counters if name.startswith(("cases/", "verdicts/", "rounds/"))}
-    )
+def stats_document(totals: Totals, vitals: Vitals, known_models: Collection[str]) -> Stats:
+    """What /v1/stats says. Of the models that this hub does not run the first hundred have their names, the
+    rest are `other`.
+    """
+    counters = {name: value for name, value in totals.counters.items() if not _is_of_model(name)}
+    by_model = _counted_by_model(totals.counters, known_models)
     latency = vitals.acks_latency_s
     return Stats(
         devices=totals.devices,
         devices_online=totals.devices_online,
-        models={model: _model_stats(counters, model) for model in models},
+        models={model: _model_stats(counted) for model, counted in sorted(by_model.items())},
         pending=totals.pending,
         unconfirmed_verdicts=totals.unconfirmed,
         stored_bytes=counters.get("stored_bytes", 0),
@@ -127,29 +132,50 @@ class _Snapshot(Collector):
         sums: Counter[tuple[str, str]] = Counter()
         for model, one in self._stats.models.items():
             for key, value in values(one).items():
-                sums[model if model in self._known else "other", key] += value
+                sums[model if model in self._known else OTHER, key] += value
         family = CounterMetricFamily(f"hub_{name}", text, labels=["model", label])
         for (model, key), value in sorted(sums.items()):
             family.add_metric([model, key], value)
         return family
 
 
-def _model_stats(counters: dict[str, int], model: str) -> ModelStats:
+def _is_of_model(name: str) -> bool:
+    return name.partition("/")[0] in _OF_MODELS
+
+
+def _counted_by_model(counters: Mapping[str, int], known: Collection[str]) -> dict[str, Counter[str]]:
+    """Counters as `cases/unsure` by the model that they name, in one pass: there may be very many names."""
+    found: dict[str, Counter[str]] = {}
+    unknown: set[str] = set()
+    for name, value in counters.items():
+        if not _is_of_model(name):
+            continue
+        kind, model, *rest = name.split("/")
+        if model not in known and model not in unknown:
+            if len(unknown) < MAX_UNKNOWN:
+                unknown.add(model)
+            else:
+                model = OTHER
+        found.setdefault(model, Counter())["/".join((kind, *rest))] += value
+    return found
+
+
+def _model_stats(counted: Mapping[str, int]) -> ModelStats:
     return ModelStats(
-        cases=_below(counters, f"cases/{model}/"),
-        verdicts=_below(counters, f"verdicts/{model}/"),
-        failed=counters.get(f"failures/{model}", 0),
-        audits=_agreement(counters, f"agreement/{model}/audit/"),
-        escalations=_agreement(counters, f"agreement/{model}/escalation/"),
-        rounds=_below(counters, f"rounds/{model}/"),
+        cases=_below(counted, "cases/"),
+        verdicts=_below(counted, "verdicts/"),
+        failed=counted.get("failures", 0),
+        audits=_agreement(counted, "agreement/audit/"),
+        escalations=_agreement(counted, "agreement/escalation/"),
+        rounds=_below(counted, "rounds/"),
     )
 
 
-def _agreement(counters: dict[str, int], start: str) -> Agreement:
-    same, different = counters.get(f"{start}same", 0), counters.get(f"{start}different", 0)
+def _agreement(counted: Mapping[str, int], start: str) -> Agreement:
+    same, different = counted.get(f"{start}same", 0), counted.get(f"{start}different", 0)
     total = same + different
     return Agreement(same=same, different=different, share=same / total if total else None)
 
 
-def _below(counters: dict[str, int], start: str) -> dict[str, int]:
+def _below(counters: Mapping[str, int], start: str) -> dict[str, int]:
     return {name.removeprefix(start): value for name, value in counters.items() if name.startswith(start)}

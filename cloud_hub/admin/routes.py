@@ -135,12 +135,12 @@ async def _label(hub: Context, request: web.Request) -> web.Response:
 
 async def _stats(hub: Context, _: web.Request) -> web.Response:
     found = await hub.store.database.run_async(totals)
-    return json_response(stats_document(found, hub.vitals()))
+    return json_response(stats_document(found, hub.vitals(), hub.models))
 
 
 async def _metrics(hub: Context, _: web.Request) -> web.Response:
     found = await hub.store.database.run_async(totals)
-    stats = stats_document(found, hub.vitals())
+    stats = stats_document(found, hub.vitals(), hub.models)
     return web.Response(
         body=render_metrics(stats, hub.vitals(), set(hub.models)),
         headers={"Content-Type": METRICS_TYPE},

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from openapi_spec_validator import validate as validate_openapi
 
-from cloud_hub.admin.metrics import Vitals
+from cloud_hub.admin.metrics import MAX_UNKNOWN, Vitals, render_metrics, stats_document
 from cloud_hub.admin.route import RolloutParts
 from cloud_hub.admin.routes import ROUTES
 from cloud_hub.admin.service import MAX_BODY_BYTES, Service
@@ -22,6 +22,7 @@ from cloud_hub.admin.tokens import check_token, create_token, list_tokens, revok
 from cloud_hub.core.delivery import NewReport, NewStatus
 from cloud_hub.errors import ListenError, StoreUnavailableError
 from cloud_hub.full_model import FullModelWorker
+from cloud_hub.store.queries import Totals
 from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import due_verdicts
 from edge_cascade.messages import RunningModel
@@ -326,6 +327,34 @@ def test_metrics_are_prometheus_and_an_unknown_model_adds_no_label(api):
     assert 'hub_cases_total{model="pump",reason="unsure"} 3.0' in lines
     assert 'hub_cases_total{model="other",reason="unsure"} 1.0' in lines
     assert "hub_not_taken_total 3.0" in lines
+
+
+def test_a_board_that_invents_models_costs_the_statistics_nothing():
+    counters = {f"{kind}/invented-{n}/unsure": 1 for n in range(20_000) for kind in ("cases", "verdicts")}
+    counters |= {"cases/pump/unsure": 7, "failures/pump": 2}
+    vitals = Vitals(True, 0, 0, None, 0, True)
+    looked = CountedLooks(counters)
+    stats = stats_document(Totals(looked, 0, 0, 1, 1), vitals, {"pump"})
+    assert looked.times < 5
+    assert len(stats.models) == MAX_UNKNOWN + 2
+    assert (stats.models["pump"].cases, stats.models["pump"].failed) == ({"unsure": 7}, 2)
+    assert stats.models["other"].cases == {"unsure": 20_000 - MAX_UNKNOWN}
+    lines = render_metrics(stats, vitals, {"pump"}).decode().splitlines()
+    assert 'hub_cases_total{model="other",reason="unsure"} 20000.0' in lines
+
+
+class CountedLooks(dict):
+    """Counters that count how often somebody goes through all of them."""
+
+    times = 0
+
+    def items(self):
+        self.times += 1
+        return super().items()
+
+    def __iter__(self):
+        self.times += 1
+        return super().__iter__()
 
 
 def test_health_says_what_is_wrong_without_a_token(own_api):
