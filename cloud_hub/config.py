@@ -16,15 +16,15 @@ import msgspec
 from msgspec import Meta, field
 
 from cloud_hub.errors import ConfigError
-from edge_cascade.errors import ProtocolError, SettingsError
-from edge_cascade.mqtt import Broker, broker_problem
+from edge_cascade.errors import SettingsError
+from edge_cascade.mqtt import Broker
+from edge_cascade.setting_rules import LOOPBACK, check_broker, check_each_once, check_topic_prefix
 from edge_cascade.settings import Origin, read_settings
-from edge_cascade.topics import DEFAULT_PREFIX, check_prefix
+from edge_cascade.topics import DEFAULT_PREFIX
 
 ENVIRONMENT_PREFIX: Final = "CLOUD_HUB__"
 DEFAULT_PATH: Final = "hub.toml"
 
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _EXAMPLES: Final = {"models": ', e.g. [[models]] with bundle = "digits"'}
 
 Filled = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -119,20 +119,20 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     """
     environ = os.environ if environ is None else environ
     try:
-        config, origin = read_settings(path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES)
-        _check(config, origin)
+        return read_settings(
+            path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES, check=_check
+        )
     except SettingsError as error:
         raise ConfigError(str(error)) from error
-    return config
 
 
 def warnings_about(config: Config) -> list[str]:
     """What is allowed but deserves a second look, a line each."""
     found = []
-    if config.http.host not in _LOOPBACK and config.http.certificate_file is None:
+    if config.http.host not in LOOPBACK and config.http.certificate_file is None:
         found.append(
-            f"http.host = {config.http.host!r}: tokens travel unencrypted; set http.certificate_file and "
-            "http.key_file, or use 127.0.0.1"
+            f'http.host = "{config.http.host}": tokens travel unencrypted; set http.certificate_file and '
+            'http.key_file, or use "127.0.0.1"'
         )
     if not config.models:
         found.append("no [[models]]: cases are kept and acknowledged, but nothing answers them")
@@ -140,20 +140,9 @@ def warnings_about(config: Config) -> list[str]:
 
 
 def _check(config: Config, origin: Origin) -> None:
-    try:
-        check_prefix(config.hub.prefix)
-    except ProtocolError as error:
-        raise origin.error("hub.prefix", f": {error}; for example prefix = 'edge'") from error
-    problem = broker_problem(config.broker)
-    if problem is not None:
-        raise origin.error(f"broker.{problem[0]}", problem[1])
+    check_topic_prefix("hub.prefix", config.hub.prefix, origin)
+    check_broker("broker", config.broker, origin)
     if (config.http.certificate_file is None) != (config.http.key_file is None):
         missing = "certificate_file" if config.http.certificate_file is None else "key_file"
-        raise origin.error(f"http.{missing}", ": missing; TLS needs a certificate and its key")
-    seen: dict[str, int] = {}
-    for index, model in enumerate(config.models):
-        first = seen.setdefault(model.bundle, index)
-        if first != index:
-            raise origin.error(
-                f"models[{index}].bundle", f' = "{model.bundle}": models[{first}] is the same; remove one'
-            )
+        raise origin.error(f"http.{missing}", "missing; TLS needs a certificate and its key")
+    check_each_once([model.bundle for model in config.models], origin)

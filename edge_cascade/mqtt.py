@@ -66,41 +66,6 @@ class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocol: Literal["5", "3.1.1"] = "5"
 
 
-def broker_problem(broker: Broker) -> tuple[str, str] | None:
-    """The key that is wrong and what to do about it, None if all is well. Reads no file.
-
-    The problem continues the key, so it starts with `:` or ` = value:`.
-    """
-    absent = "key_file" if broker.key_file is None else "certificate_file"
-    rules = (
-        (
-            not broker.host or any(character.isspace() for character in broker.host),
-            ("host", f' = "{broker.host}": expected a host name or an address'),
-        ),
-        (
-            not 1 <= broker.port <= 65535,
-            ("port", f" = {broker.port}: allowed are 1 to 65535; MQTT's are 1883 and 8883"),
-        ),
-        (
-            not 5 <= broker.keepalive_s <= 65535,
-            ("keepalive_s", f" = {broker.keepalive_s}: allowed are 5 to 65535"),
-        ),
-        (
-            broker.password_file is not None and broker.username is None,
-            ("password_file", ": a password needs a name; add username"),
-        ),
-        (
-            (broker.certificate_file is None) != (broker.key_file is None),
-            (absent, ": missing; certificate_file and key_file belong together"),
-        ),
-        (
-            broker.certificate_file is not None and broker.ca_file is None,
-            ("ca_file", ": missing; a client certificate needs TLS, and TLS needs the CA"),
-        ),
-    )
-    return next((problem for is_wrong, problem in rules if is_wrong), None)
-
-
 class State(enum.Enum):
     """Where a session stands."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +25,18 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 def read_settings(
-    path: Path, environ: Mapping[str, str], kind: type[StructT], *, prefix: str, examples: Mapping[str, str]
-) -> tuple[StructT, Origin]:
-    """The struct, and where each key was set, for errors that only the caller can find.
+    path: Path,
+    environ: Mapping[str, str],
+    kind: type[StructT],
+    *,
+    prefix: str,
+    examples: Mapping[str, str],
+    check: Callable[[StructT, Origin], None] | None = None,
+) -> StructT:
+    """The struct.
 
     `prefix` starts the variables that override (with its underscores); `examples` completes "missing; add
-    it" by key.
+    it" by key; `check` raises what only the caller can find.
 
     Raises:
         SettingsError: in one line: file or variable, key, value, what is allowed, and the fix where known.
@@ -41,9 +47,12 @@ def read_settings(
     for key, step, known in _unknown_keys(document, root, ""):
         raise origin.error(_joined(key, step), _unknown_because(step, known))
     try:
-        return msgspec.convert(document, kind), origin
+        settings = msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         raise _explained(error, document, root, origin, examples) from error
+    if check is not None:
+        check(settings, origin)
+    return settings
 
 
 def convert_settings(values: Mapping[str, Any], kind: type[StructT], *, source: str) -> StructT:
@@ -69,9 +78,16 @@ class Origin:
         self._file = file
         self._variables = variables
 
+    def wrong(self, key: str, value: object, problem: str) -> SettingsError:
+        """One line about a value: what is allowed, or how it is mended."""
+        return _line(f"{self._source_of(key)}: {key} = {_shown(value)}", problem)
+
     def error(self, key: str, problem: str) -> SettingsError:
-        """The one line; `problem` follows the key at once, so it starts with `:` or ` = value: `."""
-        source = next(
+        """One line about a key that has no value, or whose value is not the point."""
+        return _line(f"{self._source_of(key)}: {key}", problem)
+
+    def _source_of(self, key: str) -> str:
+        return next(
             (
                 f"environment {variable}"
                 for name, variable in self._variables.items()
@@ -79,7 +95,10 @@ class Origin:
             ),
             self._file,
         )
-        return SettingsError(" ".join(f"{source}: {key}{problem}".split()))
+
+
+def _line(about: str, problem: str) -> SettingsError:
+    return SettingsError(" ".join(f"{about}: {problem}".split()))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -135,7 +154,7 @@ def _step_into(
     if table is not None and isinstance(target, dict):
         if step not in _field_names(table):
             because = _unknown_because(step, _field_names(table))
-            raise SettingsError(f"environment {variable}: {_joined(key, step)}{because}")
+            raise _line(f"environment {variable}: {_joined(key, step)}", because)
         return _field_type(table, step), _joined(key, step), step
     if items is not None and isinstance(target, list):
         if not step.isdecimal() or int(step) > len(target):
@@ -158,22 +177,24 @@ def _typed(text: str, kind: msgspec.inspect.Type, key: str, variable: str) -> An
                     return True
                 if text.lower() in {"false", "0", "no", "off"}:
                     return False
-                raise SettingsError(f"environment {variable}: {key} = {text!r}: expected true or false")
+                raise _misread(variable, key, text, "true or false")
             case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
                 try:
                     return int(text) if isinstance(one, msgspec.inspect.IntType) else float(text)
                 except ValueError:
-                    raise SettingsError(
-                        f"environment {variable}: {key} = {text!r}: expected a number"
-                    ) from None
+                    raise _misread(variable, key, text, "a number") from None
             case msgspec.inspect.LiteralType() if one.values and isinstance(one.values[0], int):
                 return int(text) if text.isdecimal() else text
             case msgspec.inspect.StructType() | msgspec.inspect.VarTupleType():
                 try:
                     return msgspec.json.decode(text)
                 except (msgspec.DecodeError, UnicodeEncodeError):
-                    raise SettingsError(f"environment {variable}: {key} = {text!r}: expected JSON") from None
+                    raise _misread(variable, key, text, "JSON") from None
     return text
+
+
+def _misread(variable: str, key: str, text: str, expected: str) -> SettingsError:
+    return _line(f"environment {variable}: {key} = {_shown(text)}", f"expected {expected}")
 
 
 # --- what msgspec says, said in one line with a fix --------------------------------------------------------
@@ -198,7 +219,7 @@ def _unknown_keys(
 def _unknown_because(step: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(step, known, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}?" if close else "remove it"
-    return f": unknown key; {hint} (known here: {', '.join(known)})"
+    return f"unknown key; {hint} (known here: {', '.join(known)})"
 
 
 def _explained(
@@ -214,11 +235,11 @@ def _explained(
     missing = re.match(r"Object missing required field `(.+)`", what)
     if missing:
         key = _joined(path, missing[1])
-        return origin.error(key, f": missing; add it{examples.get(key, '')}")
+        return origin.error(key, f"missing; add it{examples.get(key, '')}")
     # msgspec writes `[...]` for an entry of a list and does not say which.
     key, value = _find_culprit(document, path, root)
     what = what.replace("`", "").replace("Invalid enum value", "not one of the allowed values")
-    return origin.error(key, f" = {_shown(value)}: {what[:1].lower()}{what[1:]}{_allowed(key, root)}")
+    return origin.wrong(key, value, f"{what[:1].lower()}{what[1:]}{_allowed(key, root)}")
 
 
 def _find_culprit(document: object, path: str, root: msgspec.inspect.Type) -> tuple[str, object]:
@@ -348,7 +369,9 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f'"{value}"' if len(value) <= 60 else f'"{value[:60]}..."'
+        return f'"{value}"' if len(value) <= 80 else f'"{value[:80]}..."'
+    if isinstance(value, float):
+        return f"{value:.12g}"
     if isinstance(value, dict):
         return "{...}"
     return "[...]" if isinstance(value, list) and value else str(value)

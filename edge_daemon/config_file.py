@@ -7,18 +7,17 @@ neither bundles nor password files are touched here.
 from __future__ import annotations
 
 import difflib
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from edge_cascade.errors import ProtocolError, SettingsError
-from edge_cascade.mqtt import Broker, broker_problem
+from edge_cascade.setting_rules import LOOPBACK, check_broker, check_each_once, check_topic_prefix
 from edge_cascade.settings import Origin, read_settings
-from edge_cascade.topics import VERSION_LEVEL, check_device_id, check_prefix
-from edge_daemon.config import Config, ModelConfig
+from edge_cascade.topics import VERSION_LEVEL, check_device_id
+from edge_daemon.config import Config
 from edge_daemon.errors import ConfigError
 from edge_daemon.inlet.sources import SENSOR_LEVEL
 
@@ -33,7 +32,6 @@ _EXAMPLES: Final[Mapping[str, str]] = {
     "inlet": ', e.g. [[inlet.sources]] with topic = "sensors/{sensor}"',
     "inlet.sources": ', e.g. [[inlet.sources]] with topic = "sensors/{sensor}"',
 }
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> Config:
@@ -43,17 +41,17 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
         ConfigError: in one line: file (or variable), key, value, what is allowed, and the fix where known.
     """
     try:
-        config, origin = read_settings(path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES)
-        _check(config, origin)
+        return read_settings(
+            path, environ, Config, prefix=ENVIRONMENT_PREFIX, examples=_EXAMPLES, check=_check
+        )
     except SettingsError as error:
         raise ConfigError(str(error)) from error
-    return config
 
 
 def warnings_about(config: Config) -> list[str]:
     """What is allowed but deserves a second look, a line each."""
     found = []
-    if config.http.enabled and config.http.host not in _LOOPBACK:
+    if config.http.enabled and config.http.host not in LOOPBACK:
         found.append(
             f'http.host = "{config.http.host}": health and metrics are readable from the network without a '
             'password; "127.0.0.1" keeps them on this board'
@@ -67,48 +65,24 @@ def _check(config: Config, origin: Origin) -> None:
     try:
         check_device_id(config.device.id)
     except ProtocolError as error:
-        raise origin.error("device.id", f': {error}; e.g. "press-3"') from error
-    prefixes = (
-        ("results.prefix", config.results.prefix),
-        ("hub.prefix", config.hub.prefix),
-        ("training.labels_prefix", config.training.labels_prefix),
-    )
-    for key, prefix in prefixes:
-        try:
-            check_prefix(prefix)
-        except ProtocolError as error:
-            raise origin.error(key, f": {error}") from error
-    _check_broker("inlet.broker", config.inlet.broker, origin)
-    _check_broker("hub.broker", config.hub.broker, origin)
-    _check_models(config.models, origin)
+        raise origin.error("device.id", f'{error}; e.g. "press-3"') from error
+    check_topic_prefix("results.prefix", config.results.prefix, origin)
+    check_topic_prefix("hub.prefix", config.hub.prefix, origin)
+    check_topic_prefix("training.labels_prefix", config.training.labels_prefix, origin)
+    check_broker("inlet.broker", config.inlet.broker, origin)
+    check_broker("hub.broker", config.hub.broker, origin)
+    check_each_once([model.bundle for model in config.models], origin)
     _check_sources(config, origin)
     _check_labels(config, origin)
     _check_training(config, origin)
     _check_releases(config, origin)
     if config.hub.max_batch_bytes * config.hub.max_in_flight_batches > config.spool.max_bytes:
-        raise origin.error(
+        raise origin.wrong(
             "hub.max_batch_bytes",
-            f" = {config.hub.max_batch_bytes}: {config.hub.max_in_flight_batches} batches in flight would "
-            f"be more than the whole spool (spool.max_bytes = {config.spool.max_bytes}); lower the one or "
-            "raise the other",
+            config.hub.max_batch_bytes,
+            f"{config.hub.max_in_flight_batches} batches in flight would be more than the whole spool "
+            f"(spool.max_bytes = {config.spool.max_bytes}); lower the one or raise the other",
         )
-
-
-def _check_broker(key: str, broker: Broker, origin: Origin) -> None:
-    problem = broker_problem(broker)
-    if problem is not None:
-        raise origin.error(f"{key}.{problem[0]}", problem[1])
-
-
-def _check_models(models: Sequence[ModelConfig], origin: Origin) -> None:
-    seen: dict[str, int] = {}
-    for index, model in enumerate(models):
-        first = seen.setdefault(os.path.normpath(model.bundle), index)
-        if first != index:
-            raise origin.error(
-                f"models[{index}].bundle",
-                f' = "{model.bundle}": models[{first}] is the same; a model is served once, remove one',
-            )
 
 
 def _check_sources(config: Config, origin: Origin) -> None:
@@ -119,35 +93,30 @@ def _check_sources(config: Config, origin: Origin) -> None:
         key = f"inlet.sources[{index}]"
         problem = _topic_problem(source.topic)
         if problem:
-            raise origin.error(f"{key}.topic", f' = "{source.topic}": {problem}')
+            raise origin.wrong(f"{key}.topic", source.topic, problem)
         first = seen.setdefault(source.topic_filter, index)
         if first != index:
-            raise origin.error(
-                f"{key}.topic",
-                f' = "{source.topic}": the same topics as inlet.sources[{first}]; remove one',
+            raise origin.wrong(
+                f"{key}.topic", source.topic, f"the same topics as inlet.sources[{first}]; remove one"
             )
         for own, setting in _own_outputs(config):
             if filters_overlap(source.topic_filter, own):
-                raise origin.error(
+                raise origin.wrong(
                     f"{key}.topic",
-                    f' = "{source.topic}": would read our own output {own} (from {setting}); '
-                    f"narrow the topic or change {setting}",
+                    source.topic,
+                    f"would read our own output {own} (from {setting}); narrow the topic or change {setting}",
                 )
         if source.field is not None and source.format != "json":
             raise origin.error(
-                f"{key}.field", f': only json has fields, format is "{source.format}"; remove field'
+                f"{key}.field", f'only json has fields, format is "{source.format}"; remove field'
             )
         if source.model is None and len(names) > 1:
-            raise origin.error(
-                f"{key}.model", f": missing; with several models say which ({', '.join(names)})"
-            )
+            raise origin.error(f"{key}.model", f"missing; with several models say which ({', '.join(names)})")
         # What a bundle in a directory is called stands in its manifest, which is not read here.
         if source.model is not None and only_shipped and source.model not in names:
             close = difflib.get_close_matches(source.model, names, n=1, cutoff=0.6)
             hint = f'did you mean "{close[0]}"?' if close else "add it to [[models]]"
-            raise origin.error(
-                f"{key}.model", f' = "{source.model}": no such model ({", ".join(names)}); {hint}'
-            )
+            raise origin.wrong(f"{key}.model", source.model, f"no such model ({', '.join(names)}); {hint}")
 
 
 def _check_labels(config: Config, origin: Origin) -> None:
@@ -156,73 +125,76 @@ def _check_labels(config: Config, origin: Origin) -> None:
     labels = f"{config.training.labels_prefix}/+/#"
     for index, source in enumerate(config.inlet.sources):
         if filters_overlap(source.topic_filter, labels):
-            raise origin.error(
+            raise origin.wrong(
                 f"inlet.sources[{index}].topic",
-                f' = "{source.topic}": would take labels for samples, {labels} '
-                "(from training.labels_prefix); narrow the topic or change training.labels_prefix",
+                source.topic,
+                f"would take labels for samples, {labels} (from training.labels_prefix); narrow the topic or "
+                "change training.labels_prefix",
             )
     for own, setting in _own_outputs(config):
         if filters_overlap(labels, own):
-            raise origin.error(
+            raise origin.wrong(
                 "training.labels_prefix",
-                f' = "{config.training.labels_prefix}": would read our own output {own} (from {setting}) as '
-                "labels; choose another prefix",
+                config.training.labels_prefix,
+                f"would read our own output {own} (from {setting}) as labels; choose another prefix",
             )
 
 
 def _check_training(config: Config, origin: Origin) -> None:
     key = config.training.hub_key
     if key is not None and not _PUBLIC_KEY.fullmatch(key):
-        raise origin.error(
+        raise origin.wrong(
             "training.hub_key",
-            f' = "{key}": expected 64 hexadecimal digits; `cloud-hub round key` prints them',
+            key,
+            "expected 64 hexadecimal digits; `cloud-hub round key` prints them",
         )
     if not config.training.enabled:
         if config.training.serve_private_heads:
             raise origin.error(
                 "training.serve_private_heads",
-                ": private heads come from rounds, and training.enabled is false; change one of the two",
+                "private heads come from rounds, and training.enabled is false; change one of the two",
             )
         return
     if not config.hub.enabled:
         raise origin.error(
-            "training.enabled", ": rounds come from the hub, and hub.enabled is false; change one of the two"
+            "training.enabled", "rounds come from the hub, and hub.enabled is false; change one of the two"
         )
     if key is None:
         raise origin.error(
             "training.hub_key",
-            ": missing; only rounds that this key has signed are joined, and `cloud-hub round key` prints it",
+            "missing; only rounds that this key has signed are joined, and `cloud-hub round key` prints it",
         )
 
 
 def _check_releases(config: Config, origin: Origin) -> None:
     releases = config.releases
     if releases.hours is not None and not _HOURS.fullmatch(releases.hours):
-        raise origin.error(
-            "releases.hours", f' = "{releases.hours}": expected a stretch of a day such as "22:00-06:00"'
+        raise origin.wrong(
+            "releases.hours", releases.hours, 'expected a stretch of a day such as "22:00-06:00"'
         )
     if releases.min_probation_s > releases.max_probation_s:
-        raise origin.error(
+        raise origin.wrong(
             "releases.min_probation_s",
-            f" = {releases.min_probation_s:g}: more than releases.max_probation_s = "
-            f"{releases.max_probation_s:g}; lower the one or raise the other",
+            releases.min_probation_s,
+            f"more than releases.max_probation_s = {releases.max_probation_s:g}; lower the one or raise the "
+            "other",
         )
     if not releases.enabled:
         return
     if not config.hub.enabled:
         raise origin.error(
             "releases.enabled",
-            ": releases come from the hub, and hub.enabled is false; change one of the two",
+            "releases come from the hub, and hub.enabled is false; change one of the two",
         )
     if not releases.root:
         raise origin.error(
             "releases.root",
-            ": missing; only what the keys named in this file have signed is run, and `cloud-hub keys root` "
+            "missing; only what the keys named in this file have signed is run, and `cloud-hub keys root` "
             "prints it",
         )
     problem = _url_problem(releases.url)
     if problem is not None:
-        raise origin.error("releases.url", f' = "{releases.url}": {problem}')
+        raise origin.wrong("releases.url", releases.url, problem)
 
 
 def _url_problem(url: str) -> str | None:
@@ -233,7 +205,7 @@ def _url_problem(url: str) -> str | None:
         return str(error)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.username:
         return 'expected an address such as "https://hub.example:8443/v1/fleet"'
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
         return "would send the token in the clear; use https"
     return None
 

@@ -159,7 +159,7 @@ def read_recipe(path: Path, changes: Mapping[str, Any]) -> BuildRequest:
         BuildError: in one line, naming the key.
     """
     try:
-        recipe, _ = read_settings(path, {}, _Partial, prefix="", examples={})
+        recipe = read_settings(path, {}, _Partial, prefix="", examples={})
     except SettingsError as error:
         raise BuildError(str(error)) from error
     document = {

@@ -50,3 +50,36 @@ def test_a_key_that_takes_a_list_says_of_what_and_of_how_many(tmp_path, line, sa
     with pytest.raises(SettingsError) as raised:
         read_settings(path, {}, Lists, prefix="LISTS__", examples={})
     assert str(raised.value) == f"{path}: {said}"
+
+
+def the_line(path, environ, check=None):
+    with pytest.raises(SettingsError) as raised:
+        read_settings(path, environ, Lists, prefix="LISTS__", examples={}, check=check)
+    return str(raised.value)
+
+
+def test_what_only_the_caller_can_find_is_said_like_everything_else(tmp_path):
+    path = tmp_path / "lists.toml"
+    path.write_text('names = ["a"]\n')
+
+    def value(settings, origin):
+        raise origin.wrong("names[0]", settings.names[0], "expected\nanother")
+
+    def key(settings, origin):
+        raise origin.error("names", f"{len(settings.names)} is too few")
+
+    assert the_line(path, {}, value) == f'{path}: names[0] = "a": expected another'
+    assert the_line(path, {"LISTS__NAMES": '["b"]'}, key) == "environment LISTS__NAMES: names: 1 is too few"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(2.0, "2"), (0.1, "0.1"), (True, "true"), ("a" * 81, f'"{"a" * 80}..."')]
+)
+def test_a_value_is_shown_as_it_would_be_written_and_cut_when_it_is_long(tmp_path, value, shown):
+    path = tmp_path / "lists.toml"
+    path.write_text("")
+
+    def check(_, origin):
+        raise origin.wrong("key", value, "no")
+
+    assert the_line(path, {}, check) == f"{path}: key = {shown}: no"

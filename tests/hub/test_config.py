@@ -80,6 +80,6 @@ def test_a_variable_with_broken_json_names_itself(tmp_path):
 def test_listening_on_the_network_and_answering_nothing_are_warned_of(tmp_path):
     config = load_config(written(tmp_path, "[http]\nhost = '0.0.0.0'"), {})
     assert [warning.split(":")[0] for warning in warnings_about(config)] == [
-        "http.host = '0.0.0.0'",
+        'http.host = "0.0.0.0"',
         "no [[models]]",
     ]

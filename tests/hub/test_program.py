@@ -242,7 +242,7 @@ def test_a_second_hub_on_the_same_state_ends_with_its_own_exit_code(command, con
 @pytest.mark.parametrize(
     ("variable", "value", "code", "says"),
     [
-        ("CLOUD_HUB__HTTP__PORT", "abc", 2, "http.port = 'abc'"),
+        ("CLOUD_HUB__HTTP__PORT", "abc", 2, 'http.port = "abc"'),
         ("CLOUD_HUB__MODELS", '[{"bundle": "no-such-model"}]', 7, "no model 'no-such-model'"),
         ("CLOUD_HUB__BROKER__CA_FILE", "/nowhere/ca.pem", 2, "ca_file='/nowhere/ca.pem'"),
         ("CLOUD_HUB__STORE__URL", "nonsense", 2, "store.url = 'nonsense'"),
