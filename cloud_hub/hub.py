@@ -198,6 +198,8 @@ class Hub:
         store_problem = self.ingest.problem or self.store.database.problem
         if store_problem is not None:
             found.append(str(store_problem))
+        if self.renewal.problem is not None:
+            found.append(self.renewal.problem)
         found += [
             f"thread {name} has ended"
             for name, part in (

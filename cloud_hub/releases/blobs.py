@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,10 @@ DELTAS: Final = "deltas"
 """In the state directory: differences that were asked for, by the weights parts that they lead between."""
 MAX_DELTAS: Final = 64
 """That are kept, those that were asked for last."""
+MAX_DELTA_BYTES: Final = 512 * 2**20
+"""Of all that are kept; the last one is kept whatever its size."""
+MAX_WRITING_S: Final = 86400.0
+"""What is half written for so long is of a process that died."""
 
 
 class _Files(msgspec.Struct, frozen=True):
@@ -130,9 +135,7 @@ class ReleaseBlobs:
         try:
             self._deltas.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_durably(self._deltas / name, content)
-            kept = sorted(self._deltas.glob("[0-9a-f]*"), key=_asked_at, reverse=True)
-            for path in kept[MAX_DELTAS:]:
-                path.unlink(missing_ok=True)
+            _tidy(self._deltas)
         except OSError as error:
             log.warning("difference of weights not kept, it is made anew each time: %s", error)
 
@@ -177,9 +180,24 @@ def prune_deltas(state_dir: Path) -> None:
     Raises:
         OSError: as it came.
     """
+    _tidy(state_dir / DELTAS)
     known = ReleaseBlobs(state_dir).weights_parts()
     for path in (state_dir / DELTAS).glob("[0-9a-f]*"):
         if path.name.partition(".")[2] not in known:
+            path.unlink(missing_ok=True)
+
+
+def _tidy(deltas: Path) -> None:
+    """Remove the differences that are too many or too large together, and what was never finished."""
+    # By the clock of the files; the latest first.
+    kept = sorted(((_asked_at(path), path) for path in deltas.glob("[0-9a-f]*")), reverse=True)
+    size_bytes = 0
+    for index, (_, path) in enumerate(kept):
+        size_bytes += _size_of(path)
+        if index >= MAX_DELTAS or (index and size_bytes > MAX_DELTA_BYTES):
+            path.unlink(missing_ok=True)
+    for path in deltas.glob(".*.tmp"):
+        if _asked_at(path) < time.time() - MAX_WRITING_S:
             path.unlink(missing_ok=True)
 
 
@@ -209,3 +227,10 @@ def _asked_at(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

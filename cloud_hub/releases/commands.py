@@ -98,6 +98,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     renew = actions.add_parser("renew", help="sign again what expires", description=_RENEW)
     renew.add_argument("--role", choices=("root", "targets"), help="default: what the hub itself signs")
     add_key_arguments(renew, "a key of the role; may be given more than once")
+    renew.add_argument(
+        "--clock-was-ahead", action="store_true", help="the last signatures were made by a wrong clock"
+    )
     renew.set_defaults(run=_renew)
     sign = actions.add_parser("sign", help="add a signature to what waits for it", description=_SIGN)
     add_key_arguments(sign, "a key that is asked for; may be given more than once", required=True)
@@ -241,7 +244,7 @@ def _renew(args: argparse.Namespace) -> int:
     if args.role is None:
         if args.key:
             raise SigningError("--key needs --role root or --role targets: the hub's own key is with the hub")
-        repository.renew_online(datetime.now(UTC))
+        repository.renew_online(datetime.now(UTC), clock_was_ahead=args.clock_was_ahead)
         return 0
     progress = repository.renew_offline(args.role, keys=read_keys(args), now=datetime.now(UTC))
     _note(args, "keys.renew", args.role, progress)

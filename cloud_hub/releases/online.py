@@ -27,6 +27,8 @@ NEXT_KEY: Final = "keys/online.next.pem"
 ISSUED: Final = "issued"
 """In the timestamp, signed with it: when it was made. A board's idea of time moves forward by it alone."""
 
+ISSUED_AS: Final = "%Y-%m-%dT%H:%M:%SZ"
+
 
 class OnlineRoles:
     """Signs what needs no offline key, in the files of one repository."""
@@ -114,8 +116,31 @@ class OnlineRoles:
             expires=now + LIFETIMES[Timestamp.type],
             snapshot_meta=MetaFile(version, len(content), {"sha256": sha256(content)}),
         )
-        timestamp.unrecognized_fields[ISSUED] = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        timestamp.unrecognized_fields[ISSUED] = now.astimezone(UTC).strftime(ISSUED_AS)
         self.write(timestamp, Timestamp.type, online)
+
+    def check_clock(self, now: datetime) -> None:
+        """See that what is signed now is worth something to boards that have seen the last timestamp.
+
+        Raises:
+            SigningError: when for them it would have expired before it was made.
+        """
+        issued = self._issued_at()
+        if issued is not None and now + LIFETIMES[Timestamp.type] <= issued:
+            raise SigningError(
+                f"this machine's clock says {now:%Y-%m-%d}, the last timestamp was made on "
+                f"{issued:%Y-%m-%d}: boards would refuse what is signed now, set the clock; "
+                "if it is right and was ahead then, `cloud-hub keys renew --clock-was-ahead`"
+            )
+
+    def _issued_at(self) -> datetime | None:
+        if not self._timestamp_version():
+            return None
+        said = self._files.load(Timestamp, Timestamp.type).signed.unrecognized_fields.get(ISSUED)
+        try:
+            return datetime.strptime(str(said), ISSUED_AS).replace(tzinfo=UTC)
+        except ValueError:
+            return None
 
     def sign_weights(self, role: Targets, now: datetime) -> None:
         """Sign and write the next version of the weights' role."""

@@ -350,14 +350,16 @@ class SignedRepository:
                 self._roles.publish(now)
         return len(gone)
 
-    def renew_online(self, now: datetime) -> None:
+    def renew_online(self, now: datetime, *, clock_was_ahead: bool = False) -> None:
         """Sign snapshot and timestamp again, and the weights' role where it expires soon.
 
+        `clock_was_ahead`: somebody says that the last timestamp was made by a wrong clock.
+
         Raises:
-            SigningError: when root has expired by this clock, the key or the metadata cannot be read, or the
-                disk does not take it.
+            SigningError: when root has expired by this clock or it is behind, the key or the metadata cannot
+                be read, or the disk does not take it.
         """
-        with self._alone(now):
+        with self._alone(now, clock_was_ahead=clock_was_ahead):
             # Boards move their time forward by what is signed here, and never back: far ahead nothing holds.
             if (expires := self._roles.root().expires) <= now:
                 raise SigningError(
@@ -373,9 +375,12 @@ class SignedRepository:
     # --- parts ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _alone(self, now: datetime) -> Iterator[None]:
+    def _alone(self, now: datetime, *, clock_was_ahead: bool = False) -> Iterator[None]:
         """Alone with the repository, once what another process had begun to publish is finished."""
         with self._files.held():
+            if not clock_was_ahead:
+                # Before anything is written: what cannot be published is not begun.
+                self._roles.check_clock(now)
             for name in self._pending.names():
                 if self._is_sealed(name):
                     pending = self._pending.get(name)

@@ -14,10 +14,13 @@ from typing import Final
 from cloud_hub.errors import HubError
 from cloud_hub.rollouts.settings import TUF
 from cloud_hub.thread_loop import ThreadLoop
+from edge_cascade.errors import first_line
 
 log = logging.getLogger(__name__)
 
 DAY: Final = timedelta(days=1)
+AGAIN: Final = timedelta(hours=1)
+"""After what failed, by the wall clock: at once where that was set."""
 LOOK_AGAIN_S: Final = 3600.0
 LOOK_S: Final = 60.0
 """At the clock: a wait does not go on while the machine sleeps, and clocks are set after the start."""
@@ -54,23 +57,41 @@ class Renewal(ThreadLoop):
         self._renew = renew
         self._clock = clock
         self._renewed_at: datetime | None = None
+        self._failed_at: datetime | None = None
+        self._problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the signatures were not renewed; None where they were, or there are none."""
+        return self._problem
 
     def run_once(self) -> float:
         """Renew if there is anything; seconds until the next turn."""
         if not self._directory.is_dir():
             return LOOK_AGAIN_S
         now = self._clock()
-        if self._renewed_at is not None and self._renewed_at <= now < self._renewed_at + DAY:
+        if _is_within(now, self._renewed_at, DAY) or _is_within(now, self._failed_at, AGAIN):
             return LOOK_S
         try:
             self._renew(self._directory, now)
         except (HubError, OSError) as error:
             log.error("signatures not renewed, boards refuse them once they expire reason=%s", error)
-            return LOOK_AGAIN_S
-        except Exception:
+            self._note_failure(error, now)
+        except Exception as error:
             # A fault of ours must not end the thread: the signatures would expire unseen.
             log.exception("signatures not renewed, boards refuse them once they expire")
-            return LOOK_AGAIN_S
-        self._renewed_at = now
-        log.info("signatures renewed")
+            self._note_failure(error, now)
+        else:
+            self._renewed_at, self._failed_at, self._problem = now, None, None
+            log.info("signatures renewed")
         return LOOK_S
+
+    def _note_failure(self, error: Exception, now: datetime) -> None:
+        # The clock may have been what was wrong: whether it was set is looked at as often as ever.
+        self._renewed_at, self._failed_at = None, now
+        self._problem = f"signatures not renewed: {first_line(error)}"
+
+
+def _is_within(now: datetime, at: datetime | None, span: timedelta) -> bool:
+    """Not where the clock was set back."""
+    return at is not None and at <= now < at + span

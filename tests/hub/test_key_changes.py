@@ -130,6 +130,29 @@ def test_a_clock_that_is_years_ahead_signs_nothing_that_boards_could_never_forge
     hub.repository.renew_online(NOW + DAY)
 
 
+@pytest.mark.parametrize("days", [3, 10_000])
+def test_a_clock_that_is_behind_signs_nothing_that_boards_would_refuse(hub, board, days):  # noqa: F811
+    hub.sign()
+    hub.repository.renew_online(NOW + DAY)
+    names = sorted(path.name for path in hub.repository.metadata_directory.iterdir())
+    behind = NOW + DAY - days * DAY
+    for act in (
+        lambda: hub.repository.renew_online(behind),
+        lambda: hub.sign(release=2, weights=BETTER, now=behind),
+        lambda: hub.repository.forget_weights([], behind),
+    ):
+        with pytest.raises(
+            SigningError, match=f"clock says {behind:%Y-%m-%d}, the last .* on 2030-05-02: boards"
+        ):
+            act()
+    assert sorted(path.name for path in hub.repository.metadata_directory.iterdir()) == names
+    # It was the other one that was wrong: boards that have not seen it go on.
+    hub.repository.renew_online(behind, clock_was_ahead=True)
+    hub.repository.renew_online(behind + DAY)
+    # Less than what a timestamp holds is worth something still.
+    hub.repository.renew_online(behind - 1.5 * DAY)
+
+
 def test_what_is_renewed_before_it_expires_is_believed_for_years(hub, tmp_path):  # noqa: F811
     hub.sign()
     for month in range(0, 36, 6):

@@ -59,8 +59,11 @@ def test_of_every_role_but_root_the_newest_stays_and_the_policy_that_it_names(hu
 
 def test_weights_of_what_was_collected_are_signed_no_more_and_others_are(hub, tmp_path):
     kept, gone = sha256(OTHER), sha256(BETTER)
-    hub.sign_online(OTHER, 1)
-    hub.sign_online(BETTER, 2)
+    today = NOW + 10 * DAY
+    for release, weights in ((1, OTHER), (2, BETTER)):
+        hub.repository.sign_weights_online(
+            "tiny", release, weights=weights, graph_sha256=sha256(GRAPH), now=today
+        )
     row = {"model": "tiny", "graph": bytes(32), "lineage": "{}", "figures": "{}", "created_at_ms": 1}
     # Two releases have the same weights: one of them is still there.
     parts = ((1, kept, "live"), (2, gone, "collected"), (3, kept, "collected"))
@@ -71,11 +74,11 @@ def test_weights_of_what_was_collected_are_signed_no_more_and_others_are(hub, tm
     with Database(database_url(tmp_path, None)) as database:
         database.run(lambda c: c.execute(insert(releases), rows))
         assert hub.repository.is_signed("tiny", sha256(GRAPH), gone)
-        now_ms = round(NOW.timestamp() * 1000)
+        now_ms = round(today.timestamp() * 1000)
         assert collect(database, tmp_path, CollectRules(), by="ann", now_ms=now_ms) == []
     assert not hub.repository.is_signed("tiny", sha256(GRAPH), gone)
     assert hub.repository.is_signed("tiny", sha256(GRAPH), kept)
-    assert hub.repository.forget_weights([weights_target("tiny", gone)], NOW) == 0
+    assert hub.repository.forget_weights([weights_target("tiny", gone)], today) == 0
 
 
 def test_what_was_replaced_within_a_day_stays_for_boards_on_their_way(hub):

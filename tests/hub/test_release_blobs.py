@@ -1,6 +1,7 @@
 """Files and differences of releases: what boards were shipped with is among them, each difference is made once."""
 
 import hashlib
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -148,3 +149,31 @@ def test_no_more_than_so_many_are_kept_and_none_that_leads_to_what_is_gone(
     assert blobs.kept_delta(*ways) is None
     prune_deltas(tmp_path)
     assert list((tmp_path / DELTAS).iterdir()) == []
+
+
+def test_what_is_kept_is_bounded_by_bytes_and_the_last_one_stays(
+    bundles, shipped, better, tmp_path, monkeypatch
+):
+    blobs = ReleaseBlobs(tmp_path, [bundles[0]])
+    ways = shipped.weights_sha256, better.weights_sha256
+    both = sum(len(blobs.delta(*each)) for each in (ways, ways[::-1]))
+    for bound, kept in ((both, 2), (both - 1, 1), (1, 1)):
+        monkeypatch.setattr(blobs_module, "MAX_DELTA_BYTES", bound)
+        shutil.rmtree(tmp_path / DELTAS)
+        assert blobs.delta(*ways[::-1]) is not None
+        os.utime(tmp_path / DELTAS / ".".join(ways[::-1]), (1e9, 1e9))
+        assert blobs.delta(*ways) is not None
+        left = sorted(path.name for path in (tmp_path / DELTAS).iterdir())
+        assert len(left) == kept
+        assert ".".join(ways) in left
+
+
+def test_what_a_process_that_was_killed_has_half_written_goes_after_a_day(bundles, shipped, better, tmp_path):
+    deltas = tmp_path / DELTAS
+    deltas.mkdir()
+    old, fresh = deltas / ".aa.bb.17.tmp", deltas / ".aa.bb.18.tmp"
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (1e9, 1e9))
+    assert ReleaseBlobs(tmp_path, [bundles[0]]).delta(shipped.weights_sha256, better.weights_sha256)
+    assert (old.exists(), fresh.exists()) == (False, True)

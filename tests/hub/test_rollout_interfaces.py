@@ -212,10 +212,19 @@ def test_signatures_are_renewed_once_a_day_and_sooner_after_a_failure(tmp_path, 
             raise error
         renewed.append((directory, now.tzinfo))
 
-    renewal = Renewal(tmp_path, renew)
+    now = datetime(2026, 7, 1, tzinfo=UTC)
+    renewal = Renewal(tmp_path, renew, clock=lambda: now)
     assert renewal.run_once() == LOOK_AGAIN_S
+    assert renewal.problem is None
     (tmp_path / "tuf").mkdir()
-    assert [renewal.run_once() for _ in range(3)] == [LOOK_AGAIN_S, LOOK_AGAIN_S, LOOK_S]
+    # Within the hour, an hour later, and once the clock was set, either way.
+    problems = []
+    for hours in (0.0, 0.9, 1.0, -50.0, -49.5):
+        now = datetime(2026, 7, 1, tzinfo=UTC) + timedelta(hours=hours)
+        assert renewal.run_once() == LOOK_S
+        problems.append(renewal.problem)
+    why = [f"signatures not renewed: {reason}" for reason in ("disk full", "a fault")]
+    assert problems == [why[0], why[0], why[1], None, None]
     assert renewed == [(tmp_path / "tuf", UTC)]
     assert "boards refuse them once they expire reason=disk full" in caplog.text
 
