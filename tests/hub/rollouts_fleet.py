@@ -21,6 +21,7 @@ from edge_cascade.codec import decode
 from edge_cascade.messages import SHIPPED
 
 PREFIX = "edge"
+FOUR = [f"press-{n}" for n in range(4)]
 WELL = Health((Fine(Metric.LATENCY, 1.0, 9),))
 GOOD = Pairs(count=4000, differing=40, lost=10, won=10)
 WORSE = Pairs(count=1000, differing=80, lost=70, won=10)

@@ -5,7 +5,6 @@ import json
 import pytest
 from sqlalchemy import insert
 
-from cloud_hub.__main__ import main
 from cloud_hub.core.collecting import CollectRules
 from cloud_hub.core.rollout.events import ReleaseState
 from cloud_hub.core.rollout.waves import Wave
@@ -18,45 +17,11 @@ from cloud_hub.rollouts.releases import retire
 from cloud_hub.store import schema
 from cloud_hub.store.acts import list_acts
 from cloud_hub.store.rollouts import mark_release
-from cloud_hub.store.store import Store
 from edge_cascade.messages import SHIPPED
-from tests.hub.rollouts_fleet import Fleet
-from tests.hub.test_rest import Api
+from tests.hub.rollouts_fleet import FOUR
 
-NAMES = [f"press-{n}" for n in range(4)]
 LATER_MS = 10**13
 NOTHING_KEPT = CollectRules(keep_live=1, keep_drafts=0, min_age_s=0.0)
-
-
-@pytest.fixture
-def fleet(tmp_path):
-    with Store(tmp_path) as store:
-        yield Fleet(store, NAMES)
-
-
-@pytest.fixture
-def api(fleet):
-    api = Api(fleet.store)
-    try:
-        yield api
-    finally:
-        api.close()
-
-
-@pytest.fixture
-def command(tmp_path, fleet, capsys, monkeypatch):
-    config = tmp_path / "hub.toml"
-    config.write_text(f'[hub]\nstate_dir = "{tmp_path}"\n', encoding="utf-8")
-    monkeypatch.setattr(settings, "is_signed_in", lambda state_dir: lambda *_: True)
-    monkeypatch.setattr("getpass.getuser", lambda: "ann")
-
-    def call(*words, code=0):
-        ended = main([*map(str, words), "--config", str(config)])
-        said = capsys.readouterr()
-        assert ended == code, said.err
-        return said.out if code == 0 else said.err
-
-    return call
 
 
 def files_of(fleet, tmp_path, number):
@@ -86,13 +51,13 @@ def test_promoted_release_goes_to_every_board_at_once(fleet, command):
     rollout = command("release", "promote", 5).strip()
     fleet.go_on(100.0)
     assert fleet.state(rollout).phase == "done"
-    assert fleet.serves == dict.fromkeys(NAMES, "5")
+    assert fleet.serves == dict.fromkeys(FOUR, "5")
     assert fleet.state_of_release(5) == "live"
 
 
 def test_promoted_release_that_boards_refuse_comes_back_all_the_same(fleet, command):
     fleet.release(5)
-    fleet.fails = {(name, "5") for name in NAMES[:2]}
+    fleet.fails = {(name, "5") for name in FOUR[:2]}
     rollout = command("release", "promote", 5).strip()
     fleet.go_on(200.0)
     assert fleet.state(rollout).phase == "halted"

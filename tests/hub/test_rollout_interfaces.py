@@ -8,44 +8,8 @@ import pytest
 
 from cloud_hub.__main__ import main
 from cloud_hub.errors import StoreUnavailableError
-from cloud_hub.rollouts import settings
 from cloud_hub.rollouts.renewal import LOOK_AGAIN_S, LOOK_S, Renewal
-from cloud_hub.store.store import Store
-from tests.hub.rollouts_fleet import WELL, WORSE, Fleet
-from tests.hub.test_rest import Api
-
-NAMES = [f"press-{n}" for n in range(4)]
-
-
-@pytest.fixture
-def fleet(tmp_path):
-    with Store(tmp_path) as store:
-        yield Fleet(store, NAMES)
-
-
-@pytest.fixture
-def api(fleet):
-    api = Api(fleet.store)
-    try:
-        yield api
-    finally:
-        api.close()
-
-
-@pytest.fixture
-def command(tmp_path, fleet, capsys, monkeypatch):
-    config = tmp_path / "hub.toml"
-    config.write_text(f'[hub]\nstate_dir = "{tmp_path}"\n')
-    monkeypatch.setattr(settings, "is_signed_in", lambda state_dir: lambda *_: True)
-    monkeypatch.setattr("getpass.getuser", lambda: "ann")
-
-    def call(*words, code=0):
-        ended = main([*words, "--config", str(config)])
-        said = capsys.readouterr()
-        assert ended == code, said.err
-        return said.out if code == 0 else said.err
-
-    return call
+from tests.hub.rollouts_fleet import WELL, WORSE
 
 
 def post(api, path, document, **how):
