@@ -52,14 +52,7 @@ def carry_out(
                 wanted[device]["shadow_ppm"] = _ppm(0.0 if sampling is None else sampling.shadow_share)
             case MarkRelease(release, state):
                 if mark_release(connection, int(release), state):
-                    note_act(
-                        connection,
-                        BY_RULES,
-                        f"release.{state.value}",
-                        f"release {release}",
-                        f"rollout {rollout.id}: {rollout.history[-1].what}",
-                        now_ms=now_ms,
-                    )
+                    _note(connection, rollout, int(release), state, now_ms=now_ms)
             case AskApproval(wave):
                 _ask(connection, rollout, wave, now_ms=now_ms)
             case _:
@@ -68,8 +61,17 @@ def carry_out(
     marked = [each for each in effects if isinstance(each, MarkRelease)]
     if marked:
         is_live = marked[-1].state is ReleaseState.LIVE
-        settle_live(connection, rollout.model, int(marked[-1].release) if is_live else None)
+        settled = settle_live(connection, rollout.model, int(marked[-1].release) if is_live else None)
+        for number, state in settled:
+            _note(connection, rollout, number, state, now_ms=now_ms)
     return told
+
+
+def _note(
+    connection: Connection, rollout: RolloutState, number: int, state: ReleaseState, *, now_ms: int
+) -> None:
+    detail = f"rollout {rollout.id}: {rollout.history[-1].what}"
+    note_act(connection, BY_RULES, f"release.{state.value}", f"release {number}", detail, now_ms=now_ms)
 
 
 def _ask(connection: Connection, rollout: RolloutState, wave: int, *, now_ms: int) -> None:

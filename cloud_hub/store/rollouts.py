@@ -335,9 +335,11 @@ def mark_release(connection: Connection, release_id: int, state: ReleaseState) -
     return changed.rowcount == 1
 
 
-def settle_live(connection: Connection, model: str, newest: int | None) -> None:
+def settle_live(connection: Connection, model: str, newest: int | None) -> list[tuple[int, ReleaseState]]:
     """After boards were given something else: what none is to run any more is superseded, and what was and is
     wanted again is live. `newest`: a release that has just become live, whether or not there are boards.
+
+    The releases for which that is news, and where they stand now.
     """
     table = schema.releases
     desired = select(_desired.c.release).where(
@@ -347,11 +349,14 @@ def settle_live(connection: Connection, model: str, newest: int | None) -> None:
     )
     wanted = {int(number) for number in connection.execute(desired.distinct()).scalars()}
     rows = connection.execute(
-        select(table.c.id, table.c.state).where(
+        select(table.c.id, table.c.state)
+        .where(
             table.c.model == model,
             table.c.state.in_([ReleaseState.LIVE.value, ReleaseState.SUPERSEDED.value]),
         )
+        .order_by(table.c.id)
     ).all()
+    changed = []
     for number, state in rows:
         now = ReleaseState.LIVE if number in wanted or number == newest else ReleaseState.SUPERSEDED
         if now is ReleaseState.SUPERSEDED and newest is None:
@@ -359,6 +364,8 @@ def settle_live(connection: Connection, model: str, newest: int | None) -> None:
             continue
         if now.value != state:
             connection.execute(update(table).where(table.c.id == number).values(state=now.value))
+            changed.append((number, now))
+    return changed
 
 
 def out_of_service(connection: Connection, releases: Collection[str]) -> frozenset[str]:

@@ -259,6 +259,24 @@ def test_however_many_boards_come_and_go_and_answer_one_turn_hears_them_all(stor
     assert {each.outcome for each in fleet.state(rollout).members.values()} == {Outcome.COMMITTED}
 
 
+def test_releases_that_go_by_and_come_back_are_in_the_audit_log(fleet):
+    for number in (4, 5):
+        fleet.release(number)
+        rollout = fleet.start(number)
+        fleet.go_on(1500)
+    fleet.order(rollout, "kill", reason="noise")
+    fleet.go_on(50)
+    fleet.restart()
+    acts = fleet.store.database.run(lambda c: list_acts(c, subject="release 4"))
+    assert [(row["act"], row["act_by"]) for row in reversed(acts)] == [
+        ("release.canary", "the rules"),
+        ("release.live", "the rules"),
+        ("release.superseded", "the rules"),
+        ("release.live", "the rules"),
+    ]
+    assert acts[0]["detail"] == f"rollout {rollout}: killed: noise"
+
+
 def serve_only(fleet, name, model):
     table = schema.devices
     models = msgspec.json.encode([{"model": model, "takes_releases": True}]).decode()
