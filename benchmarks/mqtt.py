@@ -6,26 +6,21 @@ Three subjects take turns in the same run, all of them up all the time, each a p
     no hub      the same with `hub.enabled = false`
     minimal     `minimal_loop`: paho, one session with the same layers, TCP_NODELAY
 
-mosquitto, the load generator and the consumer that acknowledges the cases have the other core. The broker is
-configured to lose nothing by itself: 1,000 messages in flight, no limit on what is queued, TCP_NODELAY. Every
-sample is counted: sent = answered + shed + unpublished + unaccounted, where the device's own /metrics says
-what it shed and which answers no broker took.
+mosquitto, the load generator and the consumer that acknowledges the cases have the other core. Every sample is
+counted: sent = answered + shed + unpublished + unaccounted, where the device's own /metrics says what it shed
+and which answers no broker took.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -36,10 +31,11 @@ from benchmarks import bundle as benchmark_bundle
 from benchmarks.harness import machine_line, parse_options, spread_of, write_json
 from benchmarks.load import LoadGenerator
 from benchmarks.mqtt_tables import LATENCY_RATE_HZ, Held, Kind, Latency, print_latencies, print_steps
+from benchmarks.processes import Subject, choose_cores, running, running_board, running_broker, running_hub
 from edge_cascade.bundle import Bundle, load_bundle
 from edge_cascade.ladder import Ladder
 from edge_daemon.models import open_stage
-from edge_daemon.simulate.brokers import find_mosquitto, free_port
+from edge_daemon.simulate.brokers import free_port
 
 ESCALATED_SHARE: Final = 0.05
 RATES_HZ: Final = (1000, 2000, 4000, 6000, 8000)
@@ -54,52 +50,6 @@ _UNPUBLISHED: Final = "edge_results_unpublished_total"
 _KINDS: Final[tuple[Kind, ...]] = ("raw", "json")
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A process that answers what is published below `root`; `metrics_port` is None where nothing is told."""
-
-    name: str
-    root: str
-    pid: int
-    metrics_port: int | None
-
-    def counter(self, name: str) -> int:
-        """One of its counters, summed over its labels; 0 where nothing is told."""
-        return 0 if self.metrics_port is None else _metric(self.metrics_port, name)
-
-    def cpu_s(self) -> float:
-        """Processor time it has used so far: another process's clock, by Linux's rule for its number."""
-        return time.clock_gettime(~self.pid << 3 | 2)
-
-
-@contextmanager
-def running(
-    name: str,
-    command: Sequence[str],
-    directory: Path,
-    core: int | None,
-    environ: dict[str, str] | None = None,
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process on one core, ended at the end; its output in `<name>.log`."""
-    with (directory / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **(environ or {})},
-            preexec_fn=None if core is None else partial(os.sched_setaffinity, 0, {core}),  # noqa: PLW1509
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(15.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 def serve_all(
     stack: ExitStack,
     built: benchmark_bundle.Built,
@@ -110,41 +60,23 @@ def serve_all(
     """Start the broker, the hub's stand-in and the three subjects; the broker's port and the subjects."""
     own, other = cores
     broker_port = free_port()
-    configuration = directory / "mosquitto.conf"
-    configuration.write_text(BROKER.format(port=broker_port), encoding="utf-8")
-    mosquitto = find_mosquitto()
-    if mosquitto is None:
-        raise SystemExit("benchmarks.mqtt: no mosquitto (apt-get install mosquitto)")
-    stack.enter_context(running("mosquitto", [mosquitto, "-c", str(configuration)], directory, other))
-    wait_for_port(broker_port)
-    hub = [sys.executable, "-m", "benchmarks.acknowledging_hub", "--port", str(broker_port)]
-    stack.enter_context(running("hub", hub, directory, other))
+    stack.enter_context(running_broker(broker_port, directory, other))
+    stack.enter_context(running_hub(broker_port, directory, other))
 
     bundle = load_bundle(built.bundle)
     point = choose_point(bundle)
     subjects = []
-    for name, root, hub_enabled in (("device", "a", True), ("device, no hub", "b", False)):
-        port = free_port()
-        state = directory / root
-        state.mkdir()
-        config = directory / f"{root}.toml"
-        config.write_text(
-            _DEVICE.format(
-                root=root,
-                state=state,
-                bundle=built.bundle,
-                point=point,
-                broker=broker_port,
-                qos=qos,
-                hub="true" if hub_enabled else "false",
-                http=port,
-            ),
-            encoding="utf-8",
-        )
-        command = [sys.executable, "-m", "edge_daemon", "run", "--config", str(config)]
-        process = stack.enter_context(running(f"device-{root}", command, directory, own))
-        wait_until_ready(port)
-        subjects.append(Subject(name, root, process.pid, port))
+    for name, root, hub_enabled in (("device", "a", "true"), ("device, no hub", "b", "false")):
+        environ = {
+            "EDGE_DAEMON__MODELS__0__POINT": str(point),
+            "EDGE_DAEMON__RESULTS__QOS": str(qos),
+            "EDGE_DAEMON__HUB__ENABLED": hub_enabled,
+        }
+        board = running_board(
+            f"bench-{root}", built.bundle, broker_port, directory, own,
+            root=root, tables=_JSON.format(root=root), environ=environ,
+        )  # fmt: skip
+        subjects.append(replace(stack.enter_context(board), name=name))
     minimal = [sys.executable, "-m", "benchmarks.minimal_loop", "--port", str(broker_port), "--root", "c"]
     minimal += ["--model", str(built.plain_model), "--qos", str(qos)]
     process = stack.enter_context(running("minimal", minimal, directory, own))
@@ -300,80 +232,10 @@ def _wait_until_answering(
                 raise SystemExit(f"benchmarks.mqtt: {subject.name} does not answer")
 
 
-def wait_for_port(port: int) -> None:
-    import socket
-
-    for _ in range(500):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise SystemExit("benchmarks.mqtt: mosquitto did not start")
-
-
-def wait_until_ready(port: int) -> None:
-    for _ in range(1000):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1.0):
-                return
-        except OSError:
-            time.sleep(0.02)
-    raise SystemExit("benchmarks.mqtt: the device did not become ready")
-
-
-def _metric(port: int, name: str) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5.0) as response:
-        text = response.read().decode()
-    return sum(
-        int(float(value)) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
-    )
-
-
-def choose_cores() -> tuple[int | None, int | None]:
-    """The core of the subjects and the one of everything else; (None, None) where there is only one."""
-    available = sorted(os.sched_getaffinity(0))
-    return (available[1], available[0]) if len(available) > 1 else (None, None)
-
-
-BROKER: Final = """\
-listener {port} 127.0.0.1
-allow_anonymous true
-set_tcp_nodelay true
-max_inflight_messages 1000
-max_queued_messages 0
-log_type error
-"""
-
-_DEVICE: Final = """\
-[device]
-id = "bench-{root}"
-state_dir = "{state}"
-
-[[models]]
-bundle = "{bundle}"
-point = {point}
-
-[inlet]
-broker.port = {broker}
-
-[[inlet.sources]]
-topic = "{root}/raw/{{sensor}}"
-format = "float32le"
-
+_JSON: Final = """\
 [[inlet.sources]]
 topic = "{root}/json/{{sensor}}"
 format = "json"
-
-[results]
-prefix = "{root}/results"
-qos = {qos}
-
-[hub]
-enabled = {hub}
-broker.port = {broker}
-
-[http]
-port = {http}
 """
 
 

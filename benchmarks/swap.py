@@ -33,7 +33,14 @@ from numpy.typing import NDArray
 
 from benchmarks.harness import machine_line, parse_options, write_json
 from benchmarks.load import LoadGenerator
-from benchmarks.mqtt import BROKER, Subject, choose_cores, running, wait_for_port, wait_until_ready
+from benchmarks.processes import (
+    choose_cores,
+    running,
+    running_board,
+    running_broker,
+    running_hub,
+    wait_for_port,
+)
 from benchmarks.swap_tables import Answers, Swap, flips_of, print_memory, print_rows, rows_of
 from cloud_hub.releases.create import create_repository
 from cloud_hub.releases.keys import make_key
@@ -46,7 +53,7 @@ from edge_cascade.shipped import find_bundle, shipped_models
 from edge_cascade.topics import DEFAULT_PREFIX, down_topic, fleet_filter
 from edge_daemon.bench.samples import default_samples
 from edge_daemon.models import open_stage
-from edge_daemon.simulate.brokers import find_mosquitto, free_port
+from edge_daemon.simulate.brokers import free_port
 from edge_daemon.simulate.made_release import make_release
 
 RATES_HZ: Final = (200.0, 2000.0)
@@ -189,37 +196,16 @@ class Bench:
         self._pair = Pair(model, directory)
         self._hub = Hub(directory, self._pair)
         self._answers = Answers()
-        broker, files, http = free_port(), free_port(), free_port()
-        configuration = directory / "mosquitto.conf"
-        configuration.write_text(BROKER.format(port=broker), encoding="utf-8")
-        mosquitto = find_mosquitto()
-        if mosquitto is None:
-            raise SystemExit("benchmarks.swap: no mosquitto (apt-get install mosquitto)")
-        stack.enter_context(running("mosquitto", [mosquitto, "-c", str(configuration)], directory, other))
-        wait_for_port(broker)
+        broker, files = free_port(), free_port()
+        stack.enter_context(running_broker(broker, directory, other))
         serve = [sys.executable, "-m", "http.server", str(files), "--bind", "127.0.0.1"]
         serve += ["--directory", str(self._hub.served)]
         stack.enter_context(running("files", serve, directory, other))
         wait_for_port(files)
-        hub = [sys.executable, "-m", "benchmarks.acknowledging_hub", "--port", str(broker)]
-        stack.enter_context(running("hub", hub, directory, other))
-        config = directory / "edge.toml"
-        config.write_text(
-            _DEVICE.format(
-                device=_DEVICE_ID,
-                state=directory / "state",
-                bundle=self._pair.directories[0],
-                broker=broker,
-                files=files,
-                root=self._hub.root,
-                http=http,
-            ),
-            encoding="utf-8",
-        )
-        command = [sys.executable, "-m", "edge_daemon", "run", "--config", str(config)]
-        process = stack.enter_context(running("device", command, directory, own))
-        wait_until_ready(http)
-        self._device = Subject("device", "a", process.pid, http)
+        stack.enter_context(running_hub(broker, directory, other))
+        tables = _RELEASES.format(files=files, root=self._hub.root)
+        board = running_board(_DEVICE_ID, self._pair.directories[0], broker, directory, own, tables=tables)
+        self._device = stack.enter_context(board)
         stack.callback(self._hub.connect(broker).stop)
         decoder = msgspec.json.Decoder(Told)
         self._load = LoadGenerator(broker, ["a/results/+"], functools.partial(self._note, decoder))
@@ -346,31 +332,7 @@ def _differ(one: Told, other: Told) -> bool:
 
 _COUNTERS: Final = ("edge_shed_total", "edge_failed_total", "edge_results_unpublished_total")
 
-_DEVICE: Final = """\
-[device]
-id = "{device}"
-state_dir = "{state}"
-
-[[models]]
-bundle = "{bundle}"
-
-[inlet]
-broker.port = {broker}
-
-[[inlet.sources]]
-topic = "a/raw/{{sensor}}"
-format = "float32le"
-
-[results]
-prefix = "a/results"
-qos = 1
-
-[hub]
-broker.port = {broker}
-
-[http]
-port = {http}
-
+_RELEASES: Final = """\
 [releases]
 enabled = true
 url = "http://127.0.0.1:{files}/v1/fleet"

@@ -39,7 +39,7 @@ import psutil
 
 from benchmarks.harness import machine_line, parse_options, spread_of, write_json
 from benchmarks.load import LoadGenerator, Step
-from benchmarks.mqtt import BROKER, Subject, choose_cores, running, wait_for_port, wait_until_ready
+from benchmarks.processes import Subject, choose_cores, running, running_board, running_broker, running_hub
 from benchmarks.training_tables import (
     KINDS,
     RATE_HZ,
@@ -59,7 +59,7 @@ from edge_cascade.shipped import find_bundle, shipped_models
 from edge_cascade.topics import DEFAULT_PREFIX, down_topic
 from edge_cascade.weights import shapes_of, size_bytes_of, weights_digest
 from edge_daemon.bench.samples import default_samples
-from edge_daemon.simulate.brokers import find_mosquitto, free_port
+from edge_daemon.simulate.brokers import free_port
 
 # Every kind follows every other equally often (Williams 1949).
 _ORDERS: Final = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))
@@ -143,17 +143,10 @@ class Bench:
         bundle = load_bundle(self._bundle_dir)
         self._payloads = [x.astype("<f4").tobytes() for x in default_samples(name, bundle).x]
         self._broker = free_port()
-        configuration = directory / "mosquitto.conf"
-        configuration.write_text(BROKER.format(port=self._broker), encoding="utf-8")
-        mosquitto = find_mosquitto()
-        if mosquitto is None:
-            raise SystemExit("benchmarks.training: no mosquitto (apt-get install mosquitto)")
-        hub = [sys.executable, "-m", "benchmarks.acknowledging_hub", "--port", str(self._broker)]
         beside = [
-            stack.enter_context(running("mosquitto", [mosquitto, "-c", str(configuration)], directory, other))
+            stack.enter_context(start(self._broker, directory, other))
+            for start in (running_broker, running_hub)
         ]
-        wait_for_port(self._broker)
-        beside.append(stack.enter_context(running("hub", hub, directory, other)))
         self._beside = [os.getpid(), *(process.pid for process in beside)]
         self._rounds = Rounds(self._broker, bundle)
         self._rounds.start()
@@ -193,27 +186,12 @@ class Bench:
 
     @contextmanager
     def _running_device(self, keeping: str) -> Iterator[Subject]:
-        port = free_port()
-        state = self._directory / "state"
-        state.mkdir(exist_ok=True)
-        config = self._directory / "edge.toml"
-        config.write_text(
-            _DEVICE.format(
-                device=_DEVICE_ID,
-                state=state,
-                bundle=self._bundle_dir,
-                broker=self._broker,
-                key=self._rounds.hub_key,
-                keeping=keeping,
-                http=port,
-            ),
-            encoding="utf-8",
-        )
-        command = [sys.executable, "-m", "edge_daemon", "run", "--config", str(config)]
-        with running("device", command, self._directory, self._own) as process:
-            wait_until_ready(port)
+        tables = _TRAINING.format(key=self._rounds.hub_key, keeping=keeping)
+        with running_board(
+            _DEVICE_ID, self._bundle_dir, self._broker, self._directory, self._own, tables=tables
+        ) as board:
             _wait(lambda: self._send(1).answered == 1, "the device does not answer")
-            yield Subject("device", "a", process.pid, port)
+            yield board
 
     def _send(self, count: int) -> Step:
         step = self._load.run("a/raw", self._payloads, RATE_HZ, count, qos=1)
@@ -227,7 +205,7 @@ class Bench:
             case "training":
                 self._rounds.offer()
                 try:
-                    yield _begun(self._training_child, self._directory / "device.log")
+                    yield _begun(self._training_child, self._directory / f"{_DEVICE_ID}.log")
                 finally:
                     self._rounds.clear()
                     _wait(lambda: self._training_child() is None, "the training does not stop")
@@ -331,31 +309,7 @@ while os.getppid() == int(sys.argv[1]):
     sum(range(100_000))
 """
 
-_DEVICE: Final = """\
-[device]
-id = "{device}"
-state_dir = "{state}"
-
-[[models]]
-bundle = "{bundle}"
-
-[inlet]
-broker.port = {broker}
-
-[[inlet.sources]]
-topic = "a/raw/{{sensor}}"
-format = "float32le"
-
-[results]
-prefix = "a/results"
-qos = 1
-
-[hub]
-broker.port = {broker}
-
-[http]
-port = {http}
-
+_TRAINING: Final = """\
 [training]
 enabled = true
 hub_key = "{key}"

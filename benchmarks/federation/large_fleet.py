@@ -28,7 +28,7 @@ import psutil
 
 from benchmarks.federation.bench import Bench
 from benchmarks.harness import print_table
-from benchmarks.mqtt import BROKER, running, wait_for_port, wait_until_ready
+from benchmarks.processes import running, running_broker, wait_until_ready
 from cloud_hub.commands import database_of
 from cloud_hub.config import load_config
 from cloud_hub.errors import RoundError
@@ -107,14 +107,13 @@ class Figures:
 
 def run(bench: Bench) -> dict[str, Any]:
     """Measure and print."""
-    mosquitto = find_mosquitto()
-    if mosquitto is None:
+    if find_mosquitto() is None:
         print("large-fleet: mosquitto is not installed (apt-get install mosquitto): left out")
         return {}
     boards, holdout = bench.some((BOARDS, HOLDOUT), (20, 100))
     with ExitStack() as stack, bench.console.status("large-fleet"):
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        figures = _Round(stack, directory, str(mosquitto), boards).measure(holdout)
+        figures = _Round(stack, directory, boards).measure(holdout)
     _print(figures)
     return {"round": msgspec.to_builtins(figures)}
 
@@ -122,14 +121,11 @@ def run(bench: Bench) -> dict[str, Any]:
 class _Round:
     """A broker, a hub and a fleet."""
 
-    def __init__(self, stack: ExitStack, directory: Path, mosquitto: str, boards: int) -> None:
+    def __init__(self, stack: ExitStack, directory: Path, boards: int) -> None:
         port, http = free_port(), free_port()
-        (directory / "mosquitto.conf").write_text(BROKER.format(port=port), encoding="utf-8")
         hub = directory / "hub.toml"
         hub.write_text(_HUB.format(state=directory / "state", broker=port, http=http), encoding="utf-8")
-        broker = running("mosquitto", [mosquitto, "-c", str(directory / "mosquitto.conf")], directory, None)
-        self._broker_pid = stack.enter_context(broker).pid
-        wait_for_port(port)
+        self._broker_pid = stack.enter_context(running_broker(port, directory, None)).pid
         command = [sys.executable, "-m", "cloud_hub", "run", "--config", str(hub)]
         self._hub = psutil.Process(stack.enter_context(running("hub", command, directory, None)).pid)
         wait_until_ready(http)
