@@ -178,13 +178,17 @@ def remove_release(database: Database, state_dir: Path, release_id: int, bundle_
     with _held(releases):
         if database.run(lambda c: get_release(c, release_id))["state"] not in _WITHOUT_FILES:
             return
-        gone = releases / f"{_GONE}.{bundle_id}"
-        try:
-            (releases / bundle_id).rename(gone)
-        except FileNotFoundError:
-            return
-        sync_directory(releases)
-        shutil.rmtree(gone, ignore_errors=True)
+        _remove_folder(releases, bundle_id)
+
+
+def _remove_folder(releases: Path, bundle_id: str) -> None:
+    gone = releases / f"{_GONE}.{bundle_id}"
+    try:
+        (releases / bundle_id).rename(gone)
+    except FileNotFoundError:
+        return
+    sync_directory(releases)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def recover_drafts(database: Database, state_dir: Path) -> list[Release]:
@@ -207,12 +211,15 @@ def recover_drafts(database: Database, state_dir: Path) -> list[Release]:
                 except (OSError, BundleError, msgspec.MsgspecError, UnicodeDecodeError) as error:
                     log.warning("release cannot be recovered folder=%s reason=%s", record.parent, error)
                     continue
-                found.append(_register(database, bundle, said))
-                log.info("release recovered id=%d bundle=%s", found[-1].id, found[-1].bundle)
+                release = _register(database, releases, bundle, said)
+                if release.bundle == bundle.bundle_id:
+                    found.append(release)
+                    log.info("release recovered id=%d bundle=%s", release.id, release.bundle)
     return found
 
 
-def _register(database: Database, bundle: Bundle, record: _Record) -> Release:
+def _register(database: Database, releases: Path, bundle: Bundle, record: _Record) -> Release:
+    """The bundle's row, or that of the release that its series has become; then its folder is nobody's."""
     values = {
         "model": bundle.graph.model,
         "bundle": bytes.fromhex(bundle.bundle_id),
@@ -227,7 +234,11 @@ def _register(database: Database, bundle: Bundle, record: _Record) -> Release:
     }
     row = database.run(lambda c: get_release(c, insert_release(c, values)))
     crash_point("hub.release-registered")
-    return release_of(row)
+    release = release_of(row)
+    if release.bundle != bundle.bundle_id:
+        log.info("series is registered already id=%d removed=%s", release.id, bundle.bundle_id)
+        _remove_folder(releases, bundle.bundle_id)
+    return release
 
 
 def _copy(bundle: Path, fresh: Path) -> None:
@@ -247,7 +258,7 @@ def _place_and_register(
         with _held(releases):
             bundle = _place(releases, write, record)
             crash_point("hub.release-written")
-            return _register(database, bundle, record)
+            return _register(database, releases, bundle, record)
     except BundleError as error:
         raise BuildError(f"a board would refuse it: {error}") from error
     except OSError as error:

@@ -21,7 +21,7 @@ from cloud_hub.core.federation.guard import GuardRules
 from cloud_hub.errors import BuildError, ModelError
 from cloud_hub.examples import LabelledCases, read_examples
 from cloud_hub.federation import ports
-from cloud_hub.registry import recover_drafts, register_draft, release_directory
+from cloud_hub.registry import recover_drafts, register_bundle, register_draft, release_directory
 from cloud_hub.store.releases import get_release, list_releases, looked_at, take_fresh
 from cloud_hub.store.store import Store
 from edge_cascade.backends.onnx import OnnxStage
@@ -324,6 +324,27 @@ def test_a_draft_whose_process_died_before_its_row_is_registered_later(store, be
     row = store.database.run(lambda c: get_release(c, 1))
     assert (row["series"], row["created_at_ms"], row["created_by"]) == (5, 7, "test")
     assert recover_drafts(store.database, tmp_path) == []
+
+
+def test_a_series_that_has_its_release_leaves_no_folder_of_another_bundle(store, better, tmp_path):
+    candidate = make_candidate(store, the_base(), better, WISH)
+    first = registered(store, tmp_path, candidate, series=3)
+    releases = tmp_path / "releases"
+    shipped = Path(config_of(tmp_path).models[0].bundle)
+    bundle_id = the_base().bundle.bundle_id
+
+    def folders():
+        return [path.name for path in releases.iterdir() if not path.name.startswith(".")]
+
+    again = register_bundle(
+        store.database, tmp_path, shipped, first.lineage, first.figures, created_by="test", now_ms=8
+    )
+    assert (again, folders()) == (first, [first.bundle])
+    # A version before has left one.
+    shutil.copytree(shipped, releases / bundle_id / "bundle")
+    shutil.copy(releases / first.bundle / "release.json", releases / bundle_id)
+    assert recover_drafts(store.database, tmp_path) == []
+    assert folders() == [first.bundle]
 
 
 def test_a_damaged_folder_is_left_alone(store, tmp_path):
