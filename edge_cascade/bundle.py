@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from edge_cascade.errors import BundleError
+from edge_cascade.inspected import Inspected
 from edge_cascade.manifest import (
     STAGE_FEATURES,
     STAGE_HEAD,
@@ -66,6 +67,9 @@ MAX_FILE_BYTES: Final = 256 * 2**20
 ManifestT = TypeVar("ManifestT", bound=msgspec.Struct)
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Their digests are those of the files: `_check_files` comes first.
+_GRAPHS: Final = Inspected[ModelSummary]()
+_LITERT_FILES: Final = Inspected[TfliteSummary]()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -291,23 +295,31 @@ def _stage_models(
         for precision, name in stage.files.items():
             if name not in graph.files:
                 raise BundleError(f"stage {index} in {precision}: its file {name!r} is not in the part")
-            pause()
-            summary = inspect_model(files[name], pause=pause)
+            summary = _inspected_graph(graph, name, files, pause)
             _check_interface(summary, stage, where=name)
-            pause()
             models[index, precision] = StageModel(
                 stage=index,
                 precision=precision,
                 model=files[name],
                 summary=summary,
                 weights=_weights_of(summary, precision, tensors, where=name),
-                litert=_litert_model(graph, index, precision, files),
+                litert=_litert_model(graph, index, precision, files, pause),
             )
     return models
 
 
+def _inspected_graph(
+    graph: GraphManifest, name: str, files: Mapping[str, bytes], pause: Pause
+) -> ModelSummary:
+    def inspect() -> ModelSummary:
+        pause()
+        return inspect_model(files[name], pause=pause)
+
+    return _GRAPHS.of(graph.files[name].sha256, inspect)
+
+
 def _litert_model(
-    graph: GraphManifest, index: int, precision: Precision, files: Mapping[str, bytes]
+    graph: GraphManifest, index: int, precision: Precision, files: Mapping[str, bytes], pause: Pause
 ) -> LitertModel | None:
     stage = graph.stages[index]
     name = stage.litert.get(precision)
@@ -315,7 +327,12 @@ def _litert_model(
         return None
     if name not in graph.files:
         raise BundleError(f"stage {index} in {precision}: its file {name!r} is not in the part")
-    summary = inspect_tflite(files[name])
+
+    def inspect() -> TfliteSummary:
+        pause()
+        return inspect_tflite(files[name])
+
+    summary = _LITERT_FILES.of(graph.files[name].sha256, inspect)
     check_stage_tensors(summary, stage.input_shape, stage.feature_shape, index=index, where=name)
     return LitertModel(files[name], summary)
 
@@ -333,7 +350,7 @@ def _train_step(
         raise BundleError(f"its train step {name!r} is not in the graph part")
     step = read_train_step(
         files[name],
-        inspect_model(files[name], pause=pause),
+        _inspected_graph(graph, name, files, pause),
         input_shape=graph.stages[0].input_shape,
         classes=len(graph.labels),
         where=name,

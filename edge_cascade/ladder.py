@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edge_cascade.bundle import Bundle, StageModel
 from edge_cascade.errors import BackendError, BundleError
 from edge_cascade.gate import ACCEPT, CONTINUE, Exit, decide_exit, select_most_reliable
+from edge_cascade.pauses import Pause, no_pause
 from edge_cascade.policy import SAMPLE, Plan, Precision
 from edge_cascade.preprocess import Normaliser
 from edge_cascade.scores import LABEL, PROBABILITY, SCORE_COLUMN
@@ -114,6 +115,18 @@ class Ladder:
             )
         self._point = point
         self._max_score = self.plan.points[point].max_score
+
+    def warm_up(self, *, pause: Pause = no_pause) -> None:
+        """Run every rung once on what is in the buffers, so that no sample pays for what a runtime puts off.
+
+        `pause` is called before each.
+
+        Raises:
+            BackendError: when one of them does not run.
+        """
+        for step in self._steps:
+            pause()
+            step.bound.run()
 
     def climb(self, x: Array) -> Climb:
         """Classify one sample `(*input_shape) float32`, as it came off the wire or the sensor.

@@ -63,6 +63,7 @@ class Installer:
             now_s=self._clock.monotonic_s,
             pause=self._pause,
         )
+        after.ladder.warm_up(pause=self._pause)
         with self._lock:
             shared, self._shared[name] = self._shared[name], bundle
             flipped = self._inference.install(name, after)
@@ -89,6 +90,7 @@ class Installer:
         """
         name = bundle.graph.model
         ladder = open_ladder(bundle, self._configs[name], pause=self._pause)
+        ladder.warm_up(pause=self._pause)
         with self._lock:
             shared = self._shared[name]
             if shared.bundle_id != bundle.bundle_id:

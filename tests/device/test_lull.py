@@ -7,6 +7,7 @@ import pytest
 
 from edge_cascade import bundle as bundles
 from edge_cascade.bundle import GRAPH, TRAIN_STEP, load_bundle
+from edge_cascade.inspected import Inspected
 from edge_cascade.onnx_file import NODES_AT_ONCE, inspect_model
 from edge_daemon import models
 from edge_daemon.config import ModelConfig
@@ -80,6 +81,7 @@ def test_one_answer_is_for_all_who_wait():
 
 
 def test_reading_a_bundle_pauses_before_each_graph_that_is_checked(monkeypatch, tiny_model_dir, steps):
+    monkeypatch.setattr(bundles, "_GRAPHS", Inspected())
     monkeypatch.setattr(bundles, "inspect_model", steps.noted("check", bundles.inspect_model))
     load_bundle(tiny_model_dir / "bundle", pause=steps.pause)
     assert steps.done.count("check") > 1
