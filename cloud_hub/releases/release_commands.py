@@ -6,12 +6,18 @@ from __future__ import annotations
 
 import argparse
 import getpass
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from cloud_hub.commands import database_of, print_json
 from cloud_hub.config import add_config_argument, load_config
 from cloud_hub.releases.key_files import add_key_arguments, print_progress, read_keys
+
+if TYPE_CHECKING:
+    from cloud_hub.releases.repository import SignedRepository
+    from cloud_hub.releases.sign import ReleaseSigner
 
 _SIGN = """\
 With --key: sign both parts of a release with the offline keys of `targets`; with fewer than their threshold
@@ -58,34 +64,28 @@ def register(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _sign(args: argparse.Namespace) -> int:
     from cloud_hub.releases.commands import repository_of
-    from cloud_hub.releases.sign import sign_release, sign_release_online
 
-    config = load_config(args.config)
-    repository, now, by = repository_of(args), datetime.now(UTC), getpass.getuser()
-    keys = read_keys(args)
-    with database_of(config) as database:
+    repository, keys = repository_of(args), read_keys(args)
+    with _signer(args, repository) as signer:
         if not keys and not args.offline:
-            sign_release_online(database, config.state_dir, repository, args.id, by=by, now=now)
+            signer.sign_online(args.id)
             print(f"release {args.id}: its weights are signed online")
             return 0
-        progress = sign_release(database, config.state_dir, repository, args.id, keys=keys, by=by, now=now)
+        progress = signer.sign(args.id, keys)
     print_progress(progress, f"release {args.id}: signed offline")
     return 0
 
 
 def _floor(args: argparse.Namespace) -> int:
     from cloud_hub.releases.commands import repository_of
-    from cloud_hub.releases.sign import set_floor
 
     repository = repository_of(args)
     if args.id is None:
         _show_floors(repository.policy().security_floor, as_json=args.json)
         return 0
     keys = read_keys(args)
-    with database_of(load_config(args.config)) as database:
-        progress = set_floor(
-            database, repository, args.id, keys=keys, by=getpass.getuser(), now=datetime.now(UTC)
-        )
+    with _signer(args, repository) as signer:
+        progress = signer.set_floor(args.id, keys)
     print_progress(progress, f"boards refuse what is older than release {args.id}")
     return 0
 
@@ -102,22 +102,21 @@ def _show_floors(floors: Mapping[str, int], *, as_json: bool) -> None:
 
 def _revoke(args: argparse.Namespace) -> int:
     from cloud_hub.releases.commands import repository_of
-    from cloud_hub.releases.sign import revoke_release
 
-    keys = read_keys(args)
-    with database_of(load_config(args.config)) as database:
-        progress = revoke_release(
-            database,
-            repository_of(args),
-            args.id,
-            with_graph=args.graph,
-            why=args.why,
-            keys=keys,
-            by=getpass.getuser(),
-            now=datetime.now(UTC),
-        )
+    repository, keys = repository_of(args), read_keys(args)
+    with _signer(args, repository) as signer:
+        progress = signer.revoke(args.id, keys, with_graph=args.graph, why=args.why)
     print_progress(progress, f"release {args.id}: signed no more")
     return 0
+
+
+@contextmanager
+def _signer(args: argparse.Namespace, repository: SignedRepository) -> Iterator[ReleaseSigner]:
+    from cloud_hub.releases.sign import ReleaseSigner
+
+    config = load_config(args.config)
+    with database_of(config) as database:
+        yield ReleaseSigner(database, config.state_dir, repository, getpass.getuser(), datetime.now(UTC))
 
 
 def _number_or_show(text: str) -> int | None:

@@ -40,135 +40,108 @@ class _Content:
     tensors: Tensors
 
 
-def sign_release(
-    database: Database,
-    state_dir: Path,
-    repository: SignedRepository,
-    release_id: int,
-    *,
-    keys: Sequence[Signer],
-    by: str,
-    now: datetime,
-) -> Progress:
-    """Sign a release with offline keys; how many are missing still.
+@dataclass(frozen=True, slots=True, eq=False)
+class ReleaseSigner:
+    """Somebody at the registry's releases, at one time; what is done is written down."""
 
-    Raises:
-        NotFoundError: when there is no such release.
-        SigningError: when it is halted or retired, or damaged; see `SignedRepository.change`.
-    """
-    content = _read(database, state_dir, release_id)
-    progress = repository.sign_offline(
-        content.model,
-        release_id,
-        graph=content.graph,
-        weights=content.weights,
-        keys=keys,
-        now=now,
-        # Where the graph says how far weights may move, its own word holds.
-        norms=norms_around(content.tensors) if content.bundle.graph.bounds.norms is None else None,
-    )
-    _note(database, "release.sign", release_id, f"offline, {progress.summary()}", by=by, now=now)
-    return progress
+    database: Database
+    state_dir: Path
+    repository: SignedRepository
+    by: str
+    now: datetime
 
+    def sign(self, release_id: int, keys: Sequence[Signer]) -> Progress:
+        """Sign a release with offline keys; how many are missing still.
 
-def sign_release_online(
-    database: Database,
-    state_dir: Path,
-    repository: SignedRepository,
-    release_id: int,
-    *,
-    by: str,
-    now: datetime,
-) -> None:
-    """Sign a release's weights with the online key.
-
-    Raises:
-        NotFoundError: when there is no such release.
-        SigningError: when it is halted or retired, damaged, out of bounds, or its graph is not signed.
-    """
-    content = _read(database, state_dir, release_id)
-    bundle = content.bundle
-    problems = bounds_problems(
-        bundle.graph,
-        bundle.weights,
-        content.tensors,
-        repository.norms_of(content.model, bundle.graph_sha256),
-    )
-    if problems:
-        raise SigningError(
-            f"release {release_id} leaves the bounds of its graph: {'; '.join(problems)}; "
-            "the offline keys may sign it (--key)"
+        Raises:
+            NotFoundError: when there is no such release.
+            SigningError: when it is halted or retired, or damaged; see `SignedRepository.change`.
+        """
+        content = self._read(release_id)
+        progress = self.repository.sign_offline(
+            content.model,
+            release_id,
+            graph=content.graph,
+            weights=content.weights,
+            keys=keys,
+            now=self.now,
+            # Where the graph says how far weights may move, its own word holds.
+            norms=norms_around(content.tensors) if content.bundle.graph.bounds.norms is None else None,
         )
-    repository.sign_weights_online(
-        content.model, release_id, weights=content.weights, graph_sha256=bundle.graph_sha256, now=now
-    )
-    _note(database, "release.sign", release_id, "online", by=by, now=now)
+        self._note("release.sign", release_id, f"offline, {progress.summary()}")
+        return progress
 
+    def sign_online(self, release_id: int) -> None:
+        """Sign a release's weights with the online key.
 
-def set_floor(
-    database: Database,
-    repository: SignedRepository,
-    release_id: int,
-    *,
-    keys: Sequence[Signer],
-    by: str,
-    now: datetime,
-) -> Progress:
-    """Have boards refuse releases of the same model that are older than this one.
-
-    Raises:
-        NotFoundError: when there is no such release.
-        SigningError: see `SignedRepository.change`.
-    """
-    model = database.run(lambda c: get_release(c, release_id))["model"]
-    floors = repository.policy().security_floor | {model: release_id}
-    progress = repository.set_policy(Policy(floors), keys=keys, now=now)
-    _note(database, "release.floor", release_id, f"{model}, {progress.summary()}", by=by, now=now)
-    return progress
-
-
-def revoke_release(
-    database: Database,
-    repository: SignedRepository,
-    release_id: int,
-    *,
-    with_graph: bool,
-    why: str,
-    keys: Sequence[Signer],
-    by: str,
-    now: datetime,
-) -> Progress:
-    """Take the signature from a release's weights, and from its graph where that is asked for.
-
-    Raises:
-        NotFoundError: when there is no such release.
-        SigningError: when it is not signed; see `SignedRepository.change`.
-    """
-    row = database.run(lambda c: get_release(c, release_id))
-    names = [weights_target(row["model"], row["weights"].hex())]
-    if with_graph:
-        names.append(graph_target(row["model"], row["graph"].hex()))
-    progress = repository.revoke(str(release_id), names, keys=keys, now=now)
-    _note(database, "release.revoke", release_id, f"{why} ({progress.summary()})", by=by, now=now)
-    return progress
-
-
-def _read(database: Database, state_dir: Path, release_id: int) -> _Content:
-    row: RowMapping = database.run(lambda c: get_release(c, release_id))
-    if row["state"] in {ReleaseState.HALTED, ReleaseState.RETIRED}:
-        raise SigningError(
-            f"release {release_id} is {row['state']}: it was taken back, boards must not take it"
+        Raises:
+            NotFoundError: when there is no such release.
+            SigningError: when it is halted or retired, damaged, out of bounds, or its graph is not signed.
+        """
+        content = self._read(release_id)
+        bundle = content.bundle
+        problems = bounds_problems(
+            bundle.graph,
+            bundle.weights,
+            content.tensors,
+            self.repository.norms_of(content.model, bundle.graph_sha256),
         )
-    directory = release_directory(state_dir, row["bundle"].hex())
-    try:
-        bundle = load_bundle(directory)
-        graph, weights = ((directory / part / MANIFEST).read_bytes() for part in (GRAPH, WEIGHTS))
-        tensors = load((directory / WEIGHTS / WEIGHTS_BLOB).read_bytes())
-    except (BundleError, OSError) as error:
-        raise SigningError(f"release {release_id}: {error}") from error
-    return _Content(row["model"], bundle, graph, weights, tensors)
+        if problems:
+            raise SigningError(
+                f"release {release_id} leaves the bounds of its graph: {'; '.join(problems)}; "
+                "the offline keys may sign it (--key)"
+            )
+        self.repository.sign_weights_online(
+            content.model, release_id, weights=content.weights, graph_sha256=bundle.graph_sha256, now=self.now
+        )
+        self._note("release.sign", release_id, "online")
 
+    def set_floor(self, release_id: int, keys: Sequence[Signer]) -> Progress:
+        """Have boards refuse releases of the same model that are older than this one.
 
-def _note(database: Database, act: str, release_id: int, detail: str, *, by: str, now: datetime) -> None:
-    now_ms = round(now.timestamp() * 1000)
-    database.run(lambda c: note_act(c, by, act, f"release {release_id}", detail, now_ms=now_ms))
+        Raises:
+            NotFoundError: when there is no such release.
+            SigningError: see `SignedRepository.change`.
+        """
+        model = self._row(release_id)["model"]
+        floors = self.repository.policy().security_floor | {model: release_id}
+        progress = self.repository.set_policy(Policy(floors), keys=keys, now=self.now)
+        self._note("release.floor", release_id, f"{model}, {progress.summary()}")
+        return progress
+
+    def revoke(self, release_id: int, keys: Sequence[Signer], *, with_graph: bool, why: str) -> Progress:
+        """Take the signature from a release's weights, and from its graph where that is asked for.
+
+        Raises:
+            NotFoundError: when there is no such release.
+            SigningError: when it is not signed; see `SignedRepository.change`.
+        """
+        row = self._row(release_id)
+        names = [weights_target(row["model"], row["weights"].hex())]
+        if with_graph:
+            names.append(graph_target(row["model"], row["graph"].hex()))
+        progress = self.repository.revoke(str(release_id), names, keys=keys, now=self.now)
+        self._note("release.revoke", release_id, f"{why} ({progress.summary()})")
+        return progress
+
+    def _read(self, release_id: int) -> _Content:
+        row = self._row(release_id)
+        if row["state"] in {ReleaseState.HALTED, ReleaseState.RETIRED}:
+            raise SigningError(
+                f"release {release_id} is {row['state']}: it was taken back, boards must not take it"
+            )
+        directory = release_directory(self.state_dir, row["bundle"].hex())
+        try:
+            bundle = load_bundle(directory)
+            graph, weights = ((directory / part / MANIFEST).read_bytes() for part in (GRAPH, WEIGHTS))
+            tensors = load((directory / WEIGHTS / WEIGHTS_BLOB).read_bytes())
+        except (BundleError, OSError) as error:
+            raise SigningError(f"release {release_id}: {error}") from error
+        return _Content(row["model"], bundle, graph, weights, tensors)
+
+    def _row(self, release_id: int) -> RowMapping:
+        return self.database.run(lambda c: get_release(c, release_id))
+
+    def _note(self, act: str, release_id: int, detail: str) -> None:
+        now_ms = round(self.now.timestamp() * 1000)
+        self.database.run(lambda c: note_act(c, self.by, act, f"release {release_id}", detail, now_ms=now_ms))

@@ -33,7 +33,7 @@ from cloud_hub.examples import read_examples
 from cloud_hub.registry import register_draft, release_directory
 from cloud_hub.releases.create import create_repository
 from cloud_hub.releases.keys import make_key
-from cloud_hub.releases.sign import sign_release_online
+from cloud_hub.releases.sign import ReleaseSigner
 from cloud_hub.store.store import Store
 from edge_cascade.bundle import MANIFEST, load_bundle
 from edge_cascade.manifest import Preprocess, Wire
@@ -183,7 +183,7 @@ def test_a_weights_only_release_of_139_thousand_parameters_costs_a_board_at_most
         assert isinstance(candidate, Candidate), candidate
         lineage = Lineage(parent=base.bundle.bundle_id, weights="00" * 32, trained="hub")
         release = register_draft(store.database, state_dir, candidate, lineage, created_by="test", now_ms=7)
-        sign_release_online(store.database, state_dir, repository, release.id, by="test", now=NOW)
+        ReleaseSigner(store.database, state_dir, repository, "test", NOW).sign_online(release.id)
         token = store.database.run(
             lambda c: create_token(c, "boards", ["fetch"], now_ms=time.time_ns() // 10**6, expires_at_ms=None)
         )
