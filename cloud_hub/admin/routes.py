@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from cloud_hub.errors import ConfigError, HubError, ModelError, NotFoundError, R
 from cloud_hub.models import HubModel
 from cloud_hub.store.deliveries import Place
 from cloud_hub.store.queries import CaseFilter, find_cases, get_case, list_devices, totals
+from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import label_case
 from edge_cascade.errors import ProtocolError
 from edge_cascade.messages import Source, pack_probabilities
@@ -78,19 +80,26 @@ async def _tensor(hub: Context, request: web.Request) -> web.Response:
     row, _ = await hub.store.database.run_async(lambda c: get_case(c, _case_id(request)))
     place = Place(row["blob"], row["blob_offset"], row["blob_length"])
     try:
-        x = decode_tensor(hub.store.tensor_bytes(place, row["tensor_bytes"]))
+        # Up to some MiB to read and inflate: not on the loop that everybody's requests are on.
+        content = await asyncio.get_running_loop().run_in_executor(
+            None, _npy, hub.store, place, row["tensor_bytes"]
+        )
     except ProtocolError as error:
         raise ProblemError(
             HTTPStatus.INTERNAL_SERVER_ERROR, f"the stored tensor is damaged: {error}"
         ) from error
-    file = io.BytesIO()
-    np.save(file, x, allow_pickle=False)
     name = f"case-{row['id']}.npy"
     return web.Response(
-        body=file.getvalue(),
+        body=content,
         content_type=NPY,
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
+
+
+def _npy(store: Store, place: Place, tensor_bytes: int) -> bytes:
+    file = io.BytesIO()
+    np.save(file, decode_tensor(store.tensor_bytes(place, tensor_bytes)), allow_pickle=False)
+    return file.getvalue()
 
 
 async def _label(hub: Context, request: web.Request) -> web.Response:

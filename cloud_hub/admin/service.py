@@ -1,14 +1,18 @@
 """The REST server: who may ask, how much, and how every error is said.
 
 Bound to loopback by default. `/healthz`, `/readyz` and `/metrics` need no token from a loopback address: a
-reverse proxy on the same machine must not pass them on. Everything else needs a bearer token.
+reverse proxy on the same machine must not pass them on. Everything else needs a bearer token. An address that
+shows wrong ones has to wait, but for tokens that were right before: behind a proxy, or one router of a site,
+everybody has one address.
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from http import HTTPStatus
@@ -17,6 +21,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler as AiohttpHandler
 
+from cloud_hub.admin.listener import Listener
 from cloud_hub.admin.metrics import Vitals
 from cloud_hub.admin.problems import ProblemError, problem_response
 from cloud_hub.admin.route import TOKEN, Context, RolloutParts, Route
@@ -33,6 +38,9 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 16 * 1024
 SHUTDOWN_S: Final = 2.0
+KEPT_ALIVE_S: Final = 75.0
+MAX_RIGHT: Final = 4096
+"""Tokens that are remembered as right; every use is checked all the same."""
 
 
 class Service:
@@ -63,7 +71,9 @@ class Service:
             rollouts or RolloutParts(),
         )
         self._failures = FailureLimit()
+        self._right: OrderedDict[bytes, None] = OrderedDict()
         self._runner: web.AppRunner | None = None
+        self._listener: Listener | None = None
 
     async def start(self, host: str, port: int, certificate: Certificate | None = None) -> int:
         """Listen, over TLS with a certificate; the port, which matters when 0 asked for any.
@@ -72,22 +82,30 @@ class Service:
             ListenError: when the address cannot be had.
         """
         runner = web.AppRunner(
-            self.application(), access_log=None, shutdown_timeout=SHUTDOWN_S, handle_signals=False
+            self.application(),
+            access_log=None,
+            keepalive_timeout=KEPT_ALIVE_S,
+            shutdown_timeout=SHUTDOWN_S,
+            handle_signals=False,
         )
         await runner.setup()
+        assert runner.server is not None
+        listener = Listener(runner.server)
         try:
-            tls = None if certificate is None else certificate.context()
-            await web.TCPSite(runner, host, port, ssl_context=tls).start()
+            found = await listener.start(host, port, None if certificate is None else certificate.context())
         except OSError as error:
             await runner.cleanup()
             raise ListenError(
                 f"http.host = {host!r}, http.port = {port}: cannot listen: {error.strerror or error}"
             ) from error
-        self._runner = runner
-        return int(runner.addresses[0][1])
+        self._runner, self._listener = runner, listener
+        return found
 
     async def stop(self) -> None:
         """Stop listening; requests at hand have two seconds."""
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -102,26 +120,29 @@ class Service:
     async def _serve(self, route: Route, request: web.Request) -> web.StreamResponse:
         if route.scope is not None or not _is_loopback(request.remote):
             await self._authorise(route, request)
+        if self._listener is not None:
+            self._listener.trust(request.protocol)
         return await route.handler(self._context, request)
 
     async def _authorise(self, route: Route, request: web.Request) -> None:
         address = request.remote or ""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        token = token.strip() if scheme.lower() == "bearer" else ""
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         wait_s = self._failures.wait_s(address, now_s=time.monotonic())
-        if wait_s:
+        if wait_s and digest not in self._right:
             raise ProblemError(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 f"too many wrong tokens from {address}; wait {wait_s} s",
                 headers={"Retry-After": str(wait_s)},
             )
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         known = None
-        if scheme.lower() == "bearer" and token:
+        if token:
             now_ms = time.time_ns() // 1_000_000
             known = await self._context.store.database.run_async(
-                lambda c: check_token(c, token.strip(), now_ms=now_ms)
+                lambda c: check_token(c, token, now_ms=now_ms)
             )
-            if known is None:
-                self._failures.note_failure(address, now_s=time.monotonic())
+            self._note_token(address, digest, is_right=known is not None)
         if known is None:
             raise ProblemError(
                 HTTPStatus.UNAUTHORIZED,
@@ -135,6 +156,15 @@ class Service:
                 f"token {known.name!r} lacks the scope {needed!r}; it has: {', '.join(known.scopes)}",
             )
         request[TOKEN] = known
+
+    def _note_token(self, address: str, digest: bytes, *, is_right: bool) -> None:
+        self._right.pop(digest, None)
+        if is_right:
+            self._right[digest] = None
+            while len(self._right) > MAX_RIGHT:
+                self._right.popitem(last=False)
+        else:
+            self._failures.note_failure(address, now_s=time.monotonic())
 
 
 @web.middleware

@@ -3,11 +3,12 @@
 import asyncio
 import io
 import json
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import jsonschema
 import numpy as np
@@ -404,9 +405,33 @@ def test_many_wrong_tokens_from_one_address_have_to_wait(own_api):
     statuses = [own_api.ask("/v1/cases", token="wrong.token").status for _ in range(12)]
     assert statuses[:10] == [401] * 10
     assert statuses[-1] == 429
-    answer = own_api.ask("/v1/cases")
+    answer = own_api.ask("/v1/cases", token="label")
     assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (429, True)
     assert own_api.ask("/healthz", token=None).status == 200
+
+
+def test_whose_token_was_right_before_does_not_wait_for_wrong_ones_from_the_same_address(own_api):
+    assert own_api.json("/v1/stats", token="admin")
+    assert [own_api.ask("/v1/cases", token="wrong.token").status for _ in range(12)][-1] == 429
+    assert own_api.json("/v1/stats", token="admin")
+    token_id = own_api.tokens["admin"].partition(".")[0]
+    own_api.store.database.run(lambda c: revoke_token(c, token_id, now_ms=5))
+    own_api.problem("/v1/stats", 401, token="admin")
+    own_api.problem("/v1/stats", 429, token="admin")
+
+
+def test_strangers_take_no_place_from_whoever_has_a_token(own_api, monkeypatch):
+    monkeypatch.setattr("cloud_hub.admin.listener.most_connections", lambda: 4)
+    own_api.call(own_api.service.stop())
+    own_api.port = own_api.call(own_api.service.start("127.0.0.1", 0))
+    with ExitStack() as held:
+        strangers = [
+            held.enter_context(socket.create_connection(("127.0.0.1", own_api.port), timeout=10))
+            for _ in range(30)
+        ]
+        assert own_api.json("/v1/stats")
+        with suppress(ConnectionResetError):
+            assert strangers[0].recv(1) == b""
 
 
 def test_secrets_are_kept_as_digests_only(own_api, tmp_path):
