@@ -23,7 +23,8 @@ from cloud_hub.store.blobs import Blobs
 from cloud_hub.store.database import Database
 from cloud_hub.store.examples import ExampleFilter, count_examples, example_page, oldest_of_newest
 from edge_cascade.errors import ProtocolError
-from edge_cascade.messages import Source, Use, unpack_probabilities
+from edge_cascade.messages import Source, Use
+from edge_cascade.packing import unpack_probabilities
 from edge_cascade.tensors import decode_tensor, inflate_bytes
 
 log = logging.getLogger(__name__)

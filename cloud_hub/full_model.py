@@ -22,7 +22,7 @@ from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import Answered, PendingCase, insert_answers, mark_failed, pending_cases
 from cloud_hub.thread_loop import ThreadLoop
 from edge_cascade.errors import CascadeError
-from edge_cascade.messages import pack_probabilities
+from edge_cascade.packing import pack_probabilities
 from edge_cascade.preprocess import normalise
 from edge_cascade.scores import softmax
 from edge_cascade.tensors import decode_tensor

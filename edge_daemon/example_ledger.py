@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from edge_cascade.burst import Burst
 from edge_cascade.errors import ProtocolError
 from edge_cascade.manifest import Wire
-from edge_cascade.messages import BOOT_BYTES, Source, Use, Verdict, unpack_probabilities
+from edge_cascade.messages import BOOT_BYTES, Source, Use, Verdict
+from edge_cascade.packing import unpack_probabilities
 from edge_cascade.tensors import decode_tensor, encode_tensor
 from edge_daemon.core.example_index import ExampleIndex, Name, Named
 from edge_daemon.core.examples import (

@@ -17,7 +17,8 @@ from edge_cascade.burst import Burst
 from edge_cascade.errors import BackendError
 from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb, Ladder
-from edge_cascade.messages import Case, Reason, pack_exits
+from edge_cascade.messages import Case, Reason
+from edge_cascade.packing import pack_exits
 from edge_cascade.tensors import encode_tensor
 from edge_daemon.audit import AuditCoin
 

@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from edge_cascade.messages import Source, Verdict, unpack_probabilities
+from edge_cascade.messages import Source, Verdict
+from edge_cascade.packing import unpack_probabilities
 from edge_daemon.errors import EdgeError
 from edge_daemon.pipeline import Answer
 

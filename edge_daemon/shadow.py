@@ -28,8 +28,8 @@ from edge_cascade.messages import (
     Reason,
     ShadowReport,
     ShadowScene,
-    pack_exits,
 )
+from edge_cascade.packing import pack_exits
 from edge_cascade.pauses import Pause, no_pause
 from edge_cascade.tensors import encode_tensor
 from edge_daemon.core.scenes import Allowance, Scenes, select_reports

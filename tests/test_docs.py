@@ -47,10 +47,9 @@ from edge_cascade.messages import (
     Use,
     Verdict,
     VerdictBatch,
-    pack_exits,
-    pack_probabilities,
 )
 from edge_cascade.mqtt import Broker
+from edge_cascade.packing import pack_exits, pack_probabilities
 from edge_cascade.round_terms import encode_terms
 from edge_cascade.tensors import encode_tensor
 from edge_cascade.topics import DOWN, UP

@@ -48,9 +48,9 @@ from edge_cascade.messages import (
     RoundOffer,
     RunningModel,
     Status,
-    pack_exits,
 )
 from edge_cascade.mqtt import Broker, Incoming, MqttSession
+from edge_cascade.packing import pack_exits
 from edge_cascade.round_terms import decode_terms
 from edge_cascade.shipped import find_bundle
 from edge_cascade.tensors import encode_tensor

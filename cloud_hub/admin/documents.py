@@ -11,7 +11,8 @@ from sqlalchemy import RowMapping
 from cloud_hub.documents import Document, Heard, Hex, Number
 from cloud_hub.models import HubModel
 from cloud_hub.store.schema import CaseState
-from edge_cascade.messages import Reason, Source, Use, unpack_exits, unpack_probabilities
+from edge_cascade.messages import Reason, Source, Use
+from edge_cascade.packing import unpack_exits, unpack_probabilities
 
 MAX_PAGE: Final = 500
 

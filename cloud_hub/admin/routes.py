@@ -30,7 +30,8 @@ from cloud_hub.store.queries import CaseFilter, find_cases, get_case, list_devic
 from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import label_case
 from edge_cascade.errors import ProtocolError
-from edge_cascade.messages import Source, pack_probabilities
+from edge_cascade.messages import Source
+from edge_cascade.packing import pack_probabilities
 from edge_cascade.tensors import decode_tensor
 
 NPY: Final = "application/octet-stream"

@@ -19,8 +19,8 @@ from edge_cascade.messages import (
     Reason,
     ShadowReport,
     SwapReport,
-    unpack_exits,
 )
+from edge_cascade.packing import unpack_exits
 from edge_cascade.tensors import decode_tensor
 
 # What a bundle's manifest may call a model: a name outside it will never be a known model.

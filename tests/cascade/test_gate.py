@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_cascade.gate import ACCEPT, CONTINUE, ESCALATE, Exit, decide_exit, select_most_reliable
-from edge_cascade.messages import pack_exits, pack_probabilities, unpack_exits, unpack_probabilities
+from edge_cascade.packing import pack_exits, pack_probabilities, unpack_exits, unpack_probabilities
 from edge_cascade.policy import ACCEPT_ALL, ACCEPT_NONE
 
 unit = st.floats(0, 1)

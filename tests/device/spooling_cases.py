@@ -9,7 +9,8 @@ import numpy as np
 
 from edge_cascade.gate import Exit
 from edge_cascade.manifest import Wire
-from edge_cascade.messages import Case, ClientUpdate, Reason, Report, pack_exits
+from edge_cascade.messages import Case, ClientUpdate, Reason, Report
+from edge_cascade.packing import pack_exits
 from edge_cascade.tensors import encode_tensor
 from edge_daemon.core.spooling import (
     BatchKey,

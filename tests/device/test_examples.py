@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from edge_cascade.gate import Exit
 from edge_cascade.ladder import Climb
 from edge_cascade.manifest import Wire
-from edge_cascade.messages import Case, Reason, Source, Use, Verdict, pack_probabilities
+from edge_cascade.messages import Case, Reason, Source, Use, Verdict
+from edge_cascade.packing import pack_probabilities
 from edge_cascade.tensors import through_wire
 from edge_daemon import example_ledger
 from edge_daemon.config import TrainingConfig

@@ -9,7 +9,8 @@ import pytest
 from edge_cascade.backends.onnx import OnnxStage
 from edge_cascade.errors import BackendError
 from edge_cascade.ladder import Ladder
-from edge_cascade.messages import Reason, unpack_exits
+from edge_cascade.messages import Reason
+from edge_cascade.packing import unpack_exits
 from edge_cascade.policy import ACCEPT_ALL, ACCEPT_NONE, Certificate, OperatingPoint
 from edge_cascade.tensors import decode_tensor, through_wire
 from edge_daemon.audit import AuditCoin

@@ -26,8 +26,8 @@ from edge_cascade.messages import (
     Use,
     Verdict,
     VerdictBatch,
-    pack_exits,
 )
+from edge_cascade.packing import pack_exits
 from edge_cascade.tensors import encode_tensor
 from edge_cascade.topics import DOWN, UP
 from tests.bundles import LABELS, SHAPE_1D

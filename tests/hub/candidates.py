@@ -9,7 +9,8 @@ from cloud_hub.config import Config, HubSection, ModelSection
 from cloud_hub.full_model import FullModelWorker
 from cloud_hub.store.verdicts import label_case
 from edge_cascade.manifest import Wire
-from edge_cascade.messages import Reason, Use, pack_probabilities
+from edge_cascade.messages import Reason, Use
+from edge_cascade.packing import pack_probabilities
 from edge_cascade.tensors import encode_tensor
 from edge_cascade.training import Schedule
 from tests.builder.models import CLASSES, built, images

@@ -11,8 +11,9 @@ from cloud_hub.models import HubModel
 from edge_cascade.codec import decode, encode, split_frame
 from edge_cascade.gate import Exit
 from edge_cascade.manifest import Preprocess, Wire
-from edge_cascade.messages import Acks, Case, CaseBatch, Reason, Status, Use, pack_exits
+from edge_cascade.messages import Acks, Case, CaseBatch, Reason, Status, Use
 from edge_cascade.mqtt import Broker, MqttSession
+from edge_cascade.packing import pack_exits
 from edge_cascade.tensors import encode_tensor
 from edge_cascade.topics import down_topic, up_topic
 

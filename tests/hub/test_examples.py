@@ -10,7 +10,8 @@ from cloud_hub.store.database import Database
 from cloud_hub.store.examples import ExampleFilter
 from cloud_hub.store.store import Store, database_url
 from cloud_hub.store.verdicts import label_case
-from edge_cascade.messages import Use, pack_probabilities
+from edge_cascade.messages import Use
+from edge_cascade.packing import pack_probabilities
 from tests.hub.fleet import FULL_MODEL, a_delivery, a_model, a_new_case, sample
 
 

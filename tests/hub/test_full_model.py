@@ -12,7 +12,7 @@ from cloud_hub.models import load_model
 from cloud_hub.store.queries import CaseFilter, find_cases, totals
 from cloud_hub.store.store import Store
 from edge_cascade.backends.onnx import open_whole_model
-from edge_cascade.messages import unpack_probabilities
+from edge_cascade.packing import unpack_probabilities
 from tests.hub.fleet import SHAPE, a_delivery, a_model, a_new_case, run_by_mean, sample, wait_until
 
 

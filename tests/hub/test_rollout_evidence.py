@@ -32,7 +32,8 @@ from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import Answered, insert_answers, label_case, pending_cases
 from edge_cascade.ladder import Ladder
 from edge_cascade.manifest import Wire
-from edge_cascade.messages import DifferingPair, Reason, ShadowScene, pack_probabilities
+from edge_cascade.messages import DifferingPair, Reason, ShadowScene
+from edge_cascade.packing import pack_probabilities
 from edge_cascade.tensors import encode_tensor
 from tests.bundles import LABELS, SHAPE_1D
 from tests.hub.fleet import BOOT, FULL_MODEL, a_delivery, a_new_case

@@ -26,7 +26,8 @@ from edge_cascade.bundle import Bundle
 from edge_cascade.codec import MAX_PAYLOAD_BYTES, encode, split_frame
 from edge_cascade.gate import Exit
 from edge_cascade.manifest import Wire
-from edge_cascade.messages import BOOT_BYTES, Acks, Case, CaseBatch, Reason, pack_exits
+from edge_cascade.messages import BOOT_BYTES, Acks, Case, CaseBatch, Reason
+from edge_cascade.packing import pack_exits
 from edge_cascade.policy import Plan
 from edge_cascade.scores import LABEL, PROBABILITY, SCORE_COLUMN
 from edge_cascade.tensors import encode_tensor
