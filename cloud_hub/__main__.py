@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -27,17 +28,38 @@ AREAS: Final = (
     "cloud_hub.rollouts.commands",
 )
 
+EXIT_PIPE: Final = 141
+"""Whoever read our output has gone, as a shell says it of a program that SIGPIPE ended."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; its exit code (see `cloud_hub.errors`)."""
     args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        # Here, where a full disk can still be said.
+        sys.stdout.flush()
     except (HubError, CascadeError) as error:
         print(f"cloud-hub: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, HubError) else 1
+    except BrokenPipeError:
+        _let_go_of_output()
+        return EXIT_PIPE
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"cloud-hub: {where}{error.strerror or error}", file=sys.stderr)
+        _let_go_of_output()
+        return 1
     except KeyboardInterrupt:
         return 130
+    return code
+
+
+def _let_go_of_output() -> None:
+    """What could not be written is not tried again at the end: that would be said by the interpreter."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,10 +97,11 @@ def _check_config(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     for warning in warnings_about(config):
         print(f"warning: {warning}", file=sys.stderr)
-    from cloud_hub.admin.tls import certificate_of
+    from cloud_hub.admin.named_files import check_files
     from cloud_hub.hub import load_models
 
-    certificate_of(config.http)
+    for unseen in check_files(config):
+        print(f"warning: {unseen}", file=sys.stderr)
     models = load_models(config)
     print(f"{args.config}: ok, models: {', '.join(models) or 'none'}")
     return 0

@@ -386,6 +386,18 @@ def _read_secret(path: str | None) -> str | None:
         raise BrokerConfigError(f"password_file {path!r}: {_why(error)}") from error
 
 
+def check_credentials(broker: Broker) -> None:
+    """Read the files that a session would read at its start.
+
+    Raises:
+        BrokerConfigError: naming the one that cannot be used.
+    """
+    if broker.username is not None:
+        _read_secret(broker.password_file)
+    if broker.ca_file is not None:
+        _tls_context(broker)
+
+
 def _tls_context(broker: Broker) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=broker.ca_file)

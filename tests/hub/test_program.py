@@ -265,6 +265,39 @@ def test_check_config_says_ok_or_why_not(command, config, tmp_path):
     assert (bad.code, bad.err.count("\n")) == (2, 1)
 
 
+def test_check_config_reads_the_files_that_run_would_read(command, config, tmp_path):
+    named = {"CLOUD_HUB__BROKER__USERNAME": "hub", "CLOUD_HUB__BROKER__PASSWORD_FILE": str(tmp_path / "none")}
+    bad = command("check-config", "--config", config, **named)
+    assert (bad.code, bad.err.splitlines()[-1]) == (
+        2,
+        f"cloud-hub: broker: password_file '{tmp_path}/none': No such file or directory",
+    )
+
+
+def test_check_config_leaves_what_systemd_makes_at_the_start_of_the_unit(command, config):
+    named = {
+        "CLOUD_HUB__BROKER__USERNAME": "hub",
+        "CLOUD_HUB__BROKER__PASSWORD_FILE": "/run/credentials/none.service/hub-password",
+        "CLOUD_HUB__HTTP__CERTIFICATE_FILE": "/run/credentials/none.service/http.pem",
+        "CLOUD_HUB__HTTP__KEY_FILE": "/run/credentials/none.service/http.key",
+    }
+    good = command("check-config", "--config", config, **named)
+    assert (good.code, good.out) == (0, f"{config}: ok, models: none\n")
+    for name in ("broker.password_file", "http.certificate_file", "http.key_file"):
+        assert f"warning: {name} = '/run/credentials/none.service/" in good.err
+
+
+def test_output_that_nobody_reads_or_no_disk_takes_is_no_traceback(config):
+    listing = [sys.executable, "-m", "cloud_hub", "token", "list", "--config", str(config)]
+    with subprocess.Popen(listing, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as gone:
+        gone.stdout.close()
+        said = gone.stderr.read()
+    assert (gone.returncode, said) == (141, b"")
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(listing, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (1, b"cloud-hub: No space left on device\n")
+
+
 def test_tokens_are_made_listed_used_beside_a_running_hub_and_revoked(command, config):
     with running(config) as hub:
         hub.wait_ready()
