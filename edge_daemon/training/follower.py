@@ -12,7 +12,7 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -20,7 +20,7 @@ from edge_cascade.bundle import Bundle
 from edge_cascade.burst import Burst
 from edge_cascade.durable import crash_point
 from edge_cascade.errors import ProtocolError
-from edge_cascade.messages import ClientUpdate, RoundOffer, RoundTerms, TrainingBase
+from edge_cascade.messages import RoundOffer, RoundTerms, TrainingBase
 from edge_daemon.core.rounds import RoundLimits, RoundsState, next_due_s, next_state
 from edge_daemon.core.rounds_events import (
     AppendUpdate,
@@ -41,14 +41,11 @@ from edge_daemon.core.rounds_events import (
     Tick,
     TrainingDone,
     TrainingFailed,
-    UpdateNotStored,
-    UpdateSettled,
-    UpdateStored,
 )
-from edge_daemon.core.spooling import DropReason, update_item
+from edge_daemon.core.spooling import DropReason
 from edge_daemon.core.vitals import Vitals, VitalsLimits, decide_may_train
-from edge_daemon.errors import ItemTooLargeError
 from edge_daemon.training.child import EXIT_DIVERGED
+from edge_daemon.training.delivery import Delivery
 from edge_daemon.training.inbox import (
     Appended,
     FromHub,
@@ -105,6 +102,7 @@ class Follower:
         self._inbox: queue.SimpleQueue[Inbox] = queue.SimpleQueue()
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
         self._runner = Runner(around.launch, self._inbox.put)
+        self._delivery = Delivery(around, self._inbox.put)
         self._wanted_bases: dict[str, bytes] = {}
         self._refusals = Burst()
         self._is_stopping = False
@@ -177,7 +175,7 @@ class Follower:
         except Exception:
             # Nor must a defect in one model's files end all that follow.
             log.exception("defect in the files of rounds model=%s", learner.model)
-        self._append_pending(learner)
+        self._delivery.append_pending(learner)
 
     def _begin_anew(self) -> None:
         """Wait for the next offer, with what must not be forgotten."""
@@ -185,26 +183,6 @@ class Follower:
         for learner in self._learners.values():
             before = learner.rounds
             learner.rounds = RoundsState(voted=before.voted, failures=before.failures, starts=before.starts)
-
-    def _append_pending(self, learner: Learner) -> None:
-        """Give the spool once more what may never have reached it. What it has already it has once."""
-        if learner.pending is not None:
-            self._give(learner.pending.update, lambda problem: None)
-
-    def _give(self, update: ClientUpdate, tell: Callable[[str | None], None]) -> None:
-        """Give an update to the spool; `tell` hears what the disk says, on the spool's thread."""
-        stored = self._around.spool.append(update_item(update))
-
-        def hear(_: object) -> None:
-            error = stored.exception()
-            if isinstance(error, ItemTooLargeError):
-                # As if it had been taken and dropped, or it would be given for ever.
-                tell(None)
-                self._inbox.put(Gone(update.boot, update.seq, DropReason.LIMIT))
-            else:
-                tell(None if error is None else str(error))
-
-        stored.add_done_callback(hear)
 
     def _sleep_s(self) -> float:
         due = [due_s for each in self._learners.values() if (due_s := next_due_s(each.rounds)) is not None]
@@ -227,7 +205,8 @@ class Follower:
             case Gone():
                 self._settle(heard)
             case Appended(model, problem):
-                self._appended(self._learners[model], problem)
+                learner = self._learners[model]
+                self._feed(learner, self._delivery.appended(learner, problem))
             case ChildEnded():
                 self._ended(heard)
             case Swapped(bundle):
@@ -293,7 +272,7 @@ class Follower:
         learner = self._learners[terms.model]
         if learner.pending is not None and learner.pending.update.round_id != terms.round_id:
             # A damaged spool tells of nothing; this makes it tell in the end.
-            self._append_pending(learner)
+            self._delivery.append_pending(learner)
         # The load is that since the reading before.
         self._read_vitals()
         self._feed(learner, Offered(terms, offer.seconds_left))
@@ -341,7 +320,8 @@ class Follower:
                 log.info("training stopped model=%s reason=%s", learner.model, reason)
                 self._runner.stop()
             case AppendUpdate():
-                return self._append(learner)
+                refused = self._delivery.append(learner)
+                return [] if refused is None else [refused]
             case Note(why, detail):
                 self._around.metrics.rounds_declined.add(learner.model, why.value)
                 log.info("round not worked on model=%s reason=%s: %s", learner.model, why.value, detail)
@@ -419,48 +399,8 @@ class Follower:
         log.warning("training failed model=%s: %s", learner.model, reason)
         return TrainingFailed(reason, why)
 
-    def _append(self, learner: Learner) -> list[Event]:
-        try:
-            update = learner.make_update(self._around.boot, self._around.next_seq)
-        except OSError as error:
-            log.warning("update not kept model=%s: %s", learner.model, error)
-            return [UpdateNotStored()]
-        model = learner.model
-        if learner.finished is not None and learner.finished.result.heads is not None:
-            self._around.on_heads(model, learner.finished.result.heads)
-        self._give(update, lambda problem: self._inbox.put(Appended(model, problem)))
-        return []
-
-    def _appended(self, learner: Learner, problem: str | None) -> None:
-        if problem is not None:
-            log.warning("update not stored model=%s: %s", learner.model, problem)
-            self._feed(learner, UpdateNotStored())
-            return
-        crash_point("device.round-after-append")
-        if learner.finished is not None:
-            self._around.metrics.update_bytes.add(learner.model, n=len(learner.finished.result.delta))
-            learner.finished = None
-        self._feed(learner, UpdateStored())
-
-    def _settle(self, settled: Gone) -> None:
+    def _settle(self, gone: Gone) -> None:
         for learner in self._learners.values():
-            pending = learner.pending
-            if pending is None or not pending.is_named(settled.boot, settled.seq):
-                continue
-            is_delivered = settled.reason is None
-            try:
-                learner.settle(delivered=is_delivered)
-            except OSError as error:
-                # Still pending: with the next offer, or start, the spool is given it again.
-                log.warning("what became of an update is not kept model=%s: %s", learner.model, error)
-                return
-            if is_delivered:
-                self._around.metrics.rounds_completed.add(learner.model)
-            else:
-                log.warning(
-                    "update not delivered model=%s round=%s reason=%s",
-                    learner.model,
-                    pending.update.round_id,
-                    settled.reason,
-                )
-            self._feed(learner, UpdateSettled())
+            settled = self._delivery.settle(learner, gone)
+            if settled is not None:
+                self._feed(learner, settled)
