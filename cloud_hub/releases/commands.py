@@ -253,14 +253,14 @@ def _renew(args: argparse.Namespace) -> int:
 
 
 def _sign(args: argparse.Namespace) -> int:
-    progress = repository_of(args).sign_pending(args.name, keys=read_keys(args), now=datetime.now(UTC))
+    progress = repository_of(args).changes.sign(args.name, keys=read_keys(args), now=datetime.now(UTC))
     _note(args, "keys.sign", args.name, progress)
     print_progress(progress, f"{args.name}: signed by enough, published")
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
-    sys.stdout.buffer.write(msgspec.json.encode(repository_of(args).waiting(args.name)))
+    sys.stdout.buffer.write(msgspec.json.encode(repository_of(args).changes.get(args.name)))
     return 0
 
 
@@ -285,14 +285,14 @@ def _import(args: argparse.Namespace) -> int:
     from cloud_hub.releases.pending import read_change
 
     signed = read_change(args.file)
-    progress = repository_of(args).take_signatures(signed, now=datetime.now(UTC))
+    progress = repository_of(args).changes.take_signatures(signed, now=datetime.now(UTC))
     _note(args, "keys.import", signed.name, progress)
     print_progress(progress, f"{signed.name}: signed by enough, published")
     return 0
 
 
 def _drop(args: argparse.Namespace) -> int:
-    repository_of(args).drop_pending(args.name)
+    repository_of(args).changes.drop(args.name)
     _note(args, "keys.drop", args.name, None)
     print(f"{args.name}: forgotten")
     return 0

@@ -7,32 +7,25 @@
 
 What is signed under which name: see `edge_cascade.signed_releases`. Files are written durably, a role's new
 version first, then the snapshot, the timestamp last: a process that dies in between leaves metadata that hold
-together, and what the timestamp does not reach yet is signed anew. A change of the offline roles is a file
-with all its signatures before any of it is metadata; whoever comes next carries it out to the end.
+together, and what the timestamp does not reach yet is signed anew. How the offline roles change: see
+`offline`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import (
-    Metadata,
     Root,
-    Targets,
 )
 
 from cloud_hub.errors import SigningError
 from cloud_hub.releases.changes import (
-    LIFETIMES,
-    Draft,
-    Edit,
     check_keys,
     name_part,
     name_release,
@@ -44,16 +37,11 @@ from cloud_hub.releases.changes import (
 )
 from cloud_hub.releases.layout import BLOBS
 from cloud_hub.releases.metadata import MetadataFiles, sha256
+from cloud_hub.releases.offline import ROTATE_ONLINE, OfflineChanges
 from cloud_hub.releases.online import OnlineRoles
 from cloud_hub.releases.pending import (
-    Pending,
-    PendingFiles,
     Progress,
-    progress_of,
-    sign_with,
-    with_signatures_of,
 )
-from edge_cascade.durable import crash_point
 from edge_cascade.manifest import Norms
 from edge_cascade.signed_releases import (
     CUSTOM,
@@ -66,7 +54,6 @@ from edge_cascade.signed_releases import (
 )
 
 RENEW_WEIGHTS_BEFORE: Final = timedelta(days=30)
-_ROTATE_ONLINE: Final = "rotate-online"
 
 
 class SignedRepository:
@@ -80,7 +67,8 @@ class SignedRepository:
         self._directory = directory
         self._files = MetadataFiles(directory)
         self._roles = OnlineRoles(self._files)
-        self._pending = PendingFiles(directory)
+        self.changes = OfflineChanges(self._files, self._roles)
+        """What offline keys sign."""
 
     @property
     def metadata_directory(self) -> Path:
@@ -151,26 +139,26 @@ class SignedRepository:
         `norms` are for a graph whose manifest states none.
 
         Raises:
-            SigningError: see `change`.
+            SigningError: see `OfflineChanges.change`.
         """
         edit = name_release(model, release, graph=graph, weights=weights, norms=norms)
-        return self.change(f"release-{release}", edit, keys, now)
+        return self.changes.change(f"release-{release}", edit, keys, now)
 
     def set_policy(self, policy: Policy, *, keys: Sequence[Signer], now: datetime) -> Progress:
         """Have boards refuse releases below a floor.
 
         Raises:
-            SigningError: see `change`.
+            SigningError: see `OfflineChanges.change`.
         """
-        return self.change("floor", put_policy(policy), keys, now)
+        return self.changes.change("floor", put_policy(policy), keys, now)
 
     def revoke(self, name: str, targets: Sequence[str], *, keys: Sequence[Signer], now: datetime) -> Progress:
         """Take targets out of both roles: boards that do not run them will not take them any more.
 
         Raises:
-            SigningError: when one is not signed; see `change`.
+            SigningError: when one is not signed; see `OfflineChanges.change`.
         """
-        return self.change(f"revoke-{name}", withdraw(targets, self._roles.weights()), keys, now)
+        return self.changes.change(f"revoke-{name}", withdraw(targets, self._roles.weights()), keys, now)
 
     def rotate_online_key(self, *, keys: Sequence[Signer], now: datetime) -> Progress:
         """Replace the online key, for one that was stolen or may have been. What it signed is forgotten.
@@ -178,11 +166,11 @@ class SignedRepository:
         The new key lies beside the old one until root and targets both name it.
 
         Raises:
-            SigningError: see `change`.
+            SigningError: see `OfflineChanges.change`.
         """
         with self._files.held():
             fresh = self._roles.next_key()
-        return self.change(_ROTATE_ONLINE, trust_online(fresh.public_key), keys, now)
+        return self.changes.change(ROTATE_ONLINE, trust_online(fresh.public_key), keys, now)
 
     def check_rotation(
         self, role: str, *, new_keys: int, threshold: int, keep: Sequence[str], keys: Sequence[Signer]
@@ -194,7 +182,7 @@ class SignedRepository:
                 `keys` names nobody.
         """
         name = f"rotate-{role}"
-        if name in self._pending.names():
+        if name in self.changes.names():
             raise SigningError(
                 f"pending {name}: waits already; sign it by `cloud-hub keys sign {name}`, or "
                 f"`cloud-hub keys drop {name}` and begin again"
@@ -223,95 +211,19 @@ class SignedRepository:
         are `brought` the private parts are with other people.
 
         Raises:
-            SigningError: see `change`, and when the threshold cannot be met.
+            SigningError: see `OfflineChanges.change`, and when the threshold cannot be met.
         """
         publics = [*(key.public_key for key in fresh), *brought]
         edit = trust_offline(role, publics, keep=keep, threshold=threshold)
-        return self.change(f"rotate-{role}", edit, [*keys, *fresh], now)
+        return self.changes.change(f"rotate-{role}", edit, [*keys, *fresh], now)
 
     def renew_offline(self, role: str, *, keys: Sequence[Signer], now: datetime) -> Progress:
         """Sign `root` or `targets` for another year, changing nothing.
 
         Raises:
-            SigningError: see `change`.
+            SigningError: see `OfflineChanges.change`.
         """
-        return self.change(f"renew-{role}", renew(role), keys, now)
-
-    def change(self, name: str, edit: Edit, keys: Sequence[Signer], now: datetime) -> Progress:
-        """Begin a change of the offline roles, or go on with the one of this name.
-
-        Raises:
-            SigningError: when a key is none that is asked for; the change that waits is another one, or
-                another was published since it was begun; or the disk does not take it.
-        """
-        with self._alone(now):
-            pending = self._pending.get(name)
-            drafted = self._drafted(name, edit, now if pending is None else pending.begun_at)
-            if pending is None:
-                return self._sign(drafted, keys, now)
-            self._check_fresh(pending)
-            if any(
-                drafted.roles.keys() != pending.roles.keys()
-                or drafted.metadata(role).signed != pending.metadata(role).signed
-                for role in pending.roles
-            ):
-                raise SigningError(
-                    f"pending {name}: waits for signatures over something else than this; sign that by "
-                    f"`cloud-hub keys sign {name}`, or `cloud-hub keys drop {name}` and begin again"
-                )
-            return self._sign(pending, keys, now)
-
-    def sign_pending(self, name: str, *, keys: Sequence[Signer], now: datetime) -> Progress:
-        """Sign a change that waits, whatever it is.
-
-        Raises:
-            SigningError: when none of this name waits; see `change`.
-        """
-        with self._alone(now):
-            return self._sign(self._waiting(name), keys, now)
-
-    def take_signatures(self, signed: Pending, *, now: datetime) -> Progress:
-        """Add the signatures that were made elsewhere over a change that waits.
-
-        Raises:
-            SigningError: when it waits no longer, or they are over something else; see `change`.
-        """
-        with self._alone(now):
-            merged = with_signatures_of(self._waiting(signed.name), signed, self._roles.root())
-            return self._sign(merged, [], now)
-
-    def waiting(self, name: str) -> Pending:
-        """A change that waits.
-
-        Raises:
-            SigningError: when none of this name waits, or another has overtaken it.
-        """
-        with self._files.held():
-            return self._waiting(name)
-
-    def drop_pending(self, name: str) -> None:
-        """Forget a change that waits, and its signatures.
-
-        Raises:
-            SigningError: when none of this name waits, or it has all its signatures.
-        """
-        with self._files.held():
-            if self._is_sealed(name):
-                raise SigningError(f"pending {name}: is signed already, and published at the next signature")
-            self._pending.drop(name)
-            if name == _ROTATE_ONLINE:
-                # It has lain on the hub all the while: whoever was there may have it.
-                self._roles.forget_next_key()
-
-    def pending(self) -> list[tuple[Pending, Progress, bool]]:
-        """The changes that wait, how far each has come, and whether another one made it stale.
-
-        Raises:
-            SigningError: when one cannot be read.
-        """
-        root = self._roles.root()
-        found = [self._pending.get(name) for name in self._pending.names()]
-        return [(each, progress_of(each, root), self._is_stale(each)) for each in found if each is not None]
+        return self.changes.change(f"renew-{role}", renew(role), keys, now)
 
     # --- by the online key ---------------------------------------------------------------------------------
 
@@ -323,7 +235,7 @@ class SignedRepository:
         Raises:
             SigningError: when no offline key has signed its graph, or the disk does not take it.
         """
-        with self._alone(now):
+        with self.changes.alone(now):
             if graph_target(model, graph_sha256) not in self._roles.targets().targets:
                 raise SigningError(
                     f"the graph {graph_sha256[:12]} of {model!r} is not signed: the online key signs weights "
@@ -340,7 +252,7 @@ class SignedRepository:
         Raises:
             SigningError: when the key or the metadata cannot be read, or the disk does not take it.
         """
-        with self._alone(now):
+        with self.changes.alone(now):
             role = self._roles.weights()
             gone = role.targets.keys() & set(names)
             if gone:
@@ -359,7 +271,7 @@ class SignedRepository:
             SigningError: when root has expired by this clock or it is behind, the key or the metadata cannot
                 be read, or the disk does not take it.
         """
-        with self._alone(now, clock_was_ahead=clock_was_ahead):
+        with self.changes.alone(now, clock_was_ahead=clock_was_ahead):
             # Boards move their time forward by what is signed here, and never back: far ahead nothing holds.
             if (expires := self._roles.root().expires) <= now:
                 raise SigningError(
@@ -371,88 +283,3 @@ class SignedRepository:
             if role.expires - now < RENEW_WEIGHTS_BEFORE:
                 self._roles.sign_weights(role, now)
             self._roles.publish(now)
-
-    # --- parts ---------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _alone(self, now: datetime, *, clock_was_ahead: bool = False) -> Iterator[None]:
-        """Alone with the repository, once what another process had begun to publish is finished."""
-        with self._files.held():
-            if not clock_was_ahead:
-                # Before anything is written: what cannot be published is not begun.
-                self._roles.check_clock(now)
-            for name in self._pending.names():
-                if self._is_sealed(name):
-                    pending = self._pending.get(name)
-                    assert pending is not None
-                    self._carry_out(pending, now)
-            yield
-
-    def _is_sealed(self, name: str) -> bool:
-        try:
-            pending = self._pending.get(name)
-        except SigningError:
-            # Damaged: `keys drop` must reach it, and it must not keep the hub from renewing.
-            return False
-        return pending is not None and pending.sealed
-
-    def _drafted(self, name: str, edit: Edit, begun_at: datetime) -> Pending:
-        draft = Draft(deepcopy(self._roles.root()), deepcopy(self._roles.targets()))
-        edit(draft)
-        signed: Mapping[str, Root | Targets] = {Root.type: draft.root, Targets.type: draft.targets}
-        roles = {}
-        for role in sorted(draft.changed):
-            signed[role].version = self._files.newest(role) + 1
-            # Whole seconds: that is how it is written.
-            signed[role].expires = begun_at.replace(microsecond=0) + LIFETIMES[role]
-            metadata: Metadata[Any] = Metadata(signed[role])
-            roles[role] = metadata.to_bytes().decode()
-        blobs = tuple(blob.decode() for blob in draft.blobs)
-        return Pending(name, begun_at, roles, blobs, tuple(draft.withdrawn))
-
-    def _waiting(self, name: str) -> Pending:
-        pending = self._pending.get(name)
-        if pending is None:
-            raise SigningError(f"pending {name}: no such change waits; `cloud-hub keys show` lists them")
-        self._check_fresh(pending)
-        return pending
-
-    def _check_fresh(self, pending: Pending) -> None:
-        if self._is_stale(pending):
-            raise SigningError(
-                f"pending {pending.name}: another change was published since it was begun on "
-                f"{pending.begun_at:%Y-%m-%d %H:%M} UTC; `cloud-hub keys drop {pending.name}` and begin again"
-            )
-
-    def _is_stale(self, pending: Pending) -> bool:
-        return any(
-            pending.metadata(role).signed.version != self._files.newest(role) + 1 for role in pending.roles
-        )
-
-    def _sign(self, pending: Pending, keys: Sequence[Signer], now: datetime) -> Progress:
-        root = self._roles.root()
-        signed = sign_with(pending, root, keys)
-        progress = progress_of(signed, root)
-        signed = msgspec.structs.replace(signed, sealed=progress.is_published)
-        self._pending.put(signed)
-        crash_point("tuf.pending-written")
-        if signed.sealed:
-            self._carry_out(signed, now)
-        return progress
-
-    def _carry_out(self, pending: Pending, now: datetime) -> None:
-        """Write a sealed change as metadata, whole or what is missing of it."""
-        for blob in pending.blobs:
-            self._files.write_file(self._directory / BLOBS / sha256(blob.encode()), blob.encode())
-        online = self._roles.weights()
-        if any(name in online.targets for name in pending.withdrawn):
-            for name in pending.withdrawn:
-                online.targets.pop(name, None)
-            self._roles.sign_weights(online, now)
-        for role in (Targets.type, Root.type):
-            if role in pending.roles:
-                name = f"{pending.metadata(role).signed.version}.{role}.json"
-                self._files.write_metadata(name, pending.roles[role].encode())
-                crash_point(f"tuf.{role}-written")
-        self._roles.publish(now)
-        self._pending.drop(pending.name)

@@ -55,7 +55,7 @@ class ReleaseSigner:
 
         Raises:
             NotFoundError: when there is no such release.
-            SigningError: when it is halted or retired, or damaged; see `SignedRepository.change`.
+            SigningError: when it is halted or retired, or damaged; see `OfflineChanges.change`.
         """
         content = self._read(release_id)
         progress = self.repository.sign_offline(
@@ -101,7 +101,7 @@ class ReleaseSigner:
 
         Raises:
             NotFoundError: when there is no such release.
-            SigningError: see `SignedRepository.change`.
+            SigningError: see `OfflineChanges.change`.
         """
         model = self._row(release_id)["model"]
         floors = self.repository.policy().security_floor | {model: release_id}
@@ -114,7 +114,7 @@ class ReleaseSigner:
 
         Raises:
             NotFoundError: when there is no such release.
-            SigningError: when it is not signed; see `SignedRepository.change`.
+            SigningError: when it is not signed; see `OfflineChanges.change`.
         """
         row = self._row(release_id)
         names = [weights_target(row["model"], row["weights"].hex())]

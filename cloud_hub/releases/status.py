@@ -79,7 +79,7 @@ def keys_status(repository: SignedRepository, files: MetadataFiles, now: datetim
         )
     pending = [
         PendingStatus(each.name, each.begun_at, dict(progress.signed), dict(progress.missing), is_stale)
-        for each, progress, is_stale in repository.pending()
+        for each, progress, is_stale in repository.changes.waiting()
     ]
     return KeysStatus(roles, pending)
 

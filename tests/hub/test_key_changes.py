@@ -54,7 +54,7 @@ def test_new_keys_of_targets_sign_and_the_old_ones_sign_nothing(hub, board, fres
     first, second = hub.root_keys
     progress = rotate("targets", fresh, threshold=2, keys=[first], now=NOW)
     assert (progress.missing, progress.name) == ({"root": 1}, "rotate-targets")
-    assert hub.repository.sign_pending("rotate-targets", keys=[second], now=NOW).is_published
+    assert hub.repository.changes.sign("rotate-targets", keys=[second], now=NOW).is_published
     ask(board)
     with pytest.raises(SigningError, match="is none of targets"):
         hub.sign(release=2)
@@ -75,7 +75,7 @@ def test_a_new_root_needs_both_thresholds_and_boards_follow_from_the_first_one(
     assert rotate("root", fresh, threshold=2, keys=hub.root_keys[:1], now=NOW).missing == {"root": 1}
     hub.repository.renew_online(NOW)
     assert hub.repository.first_root() == first_root
-    done = hub.repository.sign_pending("rotate-root", keys=hub.root_keys[1:], now=NOW)
+    done = hub.repository.changes.sign("rotate-root", keys=hub.root_keys[1:], now=NOW)
     assert done.is_published
     ask(board)
     ask(fresh_board(hub, tmp_path / "fresh", first_root))
@@ -204,7 +204,7 @@ _SIGN_PENDING = (
     "import sys, datetime, pathlib; from cloud_hub.releases.keys import read_key;"
     "from cloud_hub.releases.repository import SignedRepository;"
     "d = pathlib.Path(sys.argv[1]);"
-    "SignedRepository(d / 'tuf').sign_pending('release-1', keys=[read_key(d / 'offline/3.pem', b'secret')],"
+    "SignedRepository(d / 'tuf').changes.sign('release-1', keys=[read_key(d / 'offline/3.pem', b'secret')],"
     "now=datetime.datetime(2030, 5, 1, 12, tzinfo=datetime.UTC))"
 )
 
@@ -231,7 +231,7 @@ def test_killed_between_any_two_files_a_rotation_is_carried_out_by_whoever_comes
     )
     assert done.returncode == (-9 if write <= writes else 0)
     hub.repository.renew_online(NOW)
-    assert hub.repository.pending() == []
+    assert hub.repository.changes.waiting() == []
     ask(board)
     old, new = (hub.root_keys, fresh) if role == "root" else (hub.targets_keys, fresh)
     with pytest.raises(SigningError, match="is none of"):
@@ -295,7 +295,7 @@ def test_a_rotation_that_is_given_up_takes_its_key_with_it(hub, board):  # noqa:
     hub.sign()
     hub.repository.rotate_online_key(keys=[], now=NOW)
     seen = (hub.directory / NEXT_KEY).read_bytes()
-    hub.repository.drop_pending("rotate-online")
+    hub.repository.changes.drop("rotate-online")
     assert not (hub.directory / NEXT_KEY).exists()
     assert hub.repository.rotate_online_key(keys=hub.keys, now=NOW).is_published
     assert (hub.directory / ONLINE_KEY).read_bytes() != seen
@@ -311,37 +311,37 @@ def test_what_is_signed_and_not_published_is_not_dropped(hub, fresh, tmp_path): 
     )
     assert done.returncode == -9
     with pytest.raises(SigningError, match="rotate-root: is signed already"):
-        hub.repository.drop_pending("rotate-root")
+        hub.repository.changes.drop("rotate-root")
     SignedRepository(hub.directory).renew_online(NOW)
-    assert hub.repository.pending() == []
+    assert hub.repository.changes.waiting() == []
     assert hub.repository.first_root() == (hub.repository.metadata_directory / "2.root.json").read_bytes()
 
 
 def elsewhere(hub, name, keys):  # noqa: F811
     """Taken away, signed and brought back."""
-    return sign_blindly(hub.repository.waiting(name), keys)
+    return sign_blindly(hub.repository.changes.get(name), keys)
 
 
 def test_signed_elsewhere_and_brought_back_one_after_the_other(hub, board):  # noqa: F811
     first, second = hub.targets_keys
     assert hub.sign(keys=[]).missing == {"targets": 2}
     one, two = (elsewhere(hub, "release-1", [key]) for key in (first, second))
-    assert hub.repository.take_signatures(one, now=NOW).missing == {"targets": 1}
-    assert hub.repository.take_signatures(one, now=NOW).missing == {"targets": 1}
-    assert hub.repository.take_signatures(two, now=NOW).is_published
+    assert hub.repository.changes.take_signatures(one, now=NOW).missing == {"targets": 1}
+    assert hub.repository.changes.take_signatures(one, now=NOW).missing == {"targets": 1}
+    assert hub.repository.changes.take_signatures(two, now=NOW).is_published
     ask(board)
     with pytest.raises(SigningError, match="no such change waits"):
-        hub.repository.take_signatures(two, now=NOW)
+        hub.repository.changes.take_signatures(two, now=NOW)
 
 
 def test_signatures_over_something_else_or_of_nobody_are_not_taken(hub):  # noqa: F811
     hub.sign(keys=[])
     signed = elsewhere(hub, "release-1", hub.root_keys)
-    assert hub.repository.take_signatures(signed, now=NOW).missing == {"targets": 2}
-    hub.repository.drop_pending("release-1")
+    assert hub.repository.changes.take_signatures(signed, now=NOW).missing == {"targets": 2}
+    hub.repository.changes.drop("release-1")
     hub.sign(keys=[], weights=BETTER)
     with pytest.raises(SigningError, match="is not what waits here"):
-        hub.repository.take_signatures(signed, now=NOW)
+        hub.repository.changes.take_signatures(signed, now=NOW)
 
 
 def test_a_forged_signature_does_not_take_the_place_of_a_real_one(hub, board):  # noqa: F811
@@ -353,30 +353,30 @@ def test_a_forged_signature_does_not_take_the_place_of_a_real_one(hub, board):  
         second.public_key.keyid, targets.signatures[first.public_key.keyid].signature
     )
     forged = msgspec.structs.replace(forged, roles={"targets": targets.to_bytes().decode()})
-    assert hub.repository.take_signatures(forged, now=NOW).missing == {"targets": 1}
-    assert hub.repository.take_signatures(elsewhere(hub, "release-1", [second]), now=NOW).is_published
+    assert hub.repository.changes.take_signatures(forged, now=NOW).missing == {"targets": 1}
+    assert hub.repository.changes.take_signatures(elsewhere(hub, "release-1", [second]), now=NOW).is_published
     ask(board)
 
 
 def test_who_signs_elsewhere_reads_what_would_hold(hub, fresh):  # noqa: F811
     norms = Norms(64.0, {"w": 2.0})
     hub.repository.sign_offline("tiny", 1, graph=GRAPH, weights=WEIGHTS, keys=[], now=NOW, norms=norms)
-    (said, online, graph, weights) = lines_of(hub.repository.waiting("release-1"))
+    (said, online, graph, weights) = lines_of(hub.repository.changes.get("release-1"))
     assert said == "targets version 2, until 2031-05-01"
     assert "may sign weights/*/*" in online
     assert (graph[:20], weights[:21]) == ("  release 1: graphs/", "  release 1: weights/")
     assert graph.endswith(".json, weights of all together up to 64")
     hub.repository.rotate_offline_keys("root", fresh, threshold=2, keys=[], now=NOW)
-    lines = lines_of(hub.repository.waiting("rotate-root"))
+    lines = lines_of(hub.repository.changes.get("rotate-root"))
     assert lines[0] == "root version 2, until 2031-05-01"
     assert f"  root: 2 of {fresh[0].public_key.keyid[:12]}" in lines[1]
     hub.repository.set_policy(Policy({"tiny": 3}), keys=[], now=NOW)
-    assert lines_of(hub.repository.waiting("floor"))[-1] == '  policy: {"security_floor":{"tiny":3}}'
+    assert lines_of(hub.repository.changes.get("floor"))[-1] == '  policy: {"security_floor":{"tiny":3}}'
 
 
 def test_a_change_with_a_note_that_is_none_is_not_to_be_signed(hub):  # noqa: F811
     hub.sign(keys=[])
-    waiting = hub.repository.waiting("release-1")
+    waiting = hub.repository.changes.get("release-1")
     spoiled = waiting.roles["targets"].replace('"release":1', '"release":"one"')
     with pytest.raises(SigningError, match="do not sign this"):
         lines_of(msgspec.structs.replace(waiting, roles={"targets": spoiled}))

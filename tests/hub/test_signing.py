@@ -135,13 +135,13 @@ def test_two_people_sign_one_after_the_other_and_nothing_is_published_before(hub
     hub.repository = SignedRepository(hub.directory)
     assert hub.sign(keys=[second], now=NOW + DAY).is_published
     assert ask(board).is_online_only is False
-    assert hub.repository.pending() == []
+    assert hub.repository.changes.waiting() == []
 
 
 def test_a_key_that_is_none_of_those_asked_for_begins_nothing(hub):
     with pytest.raises(SigningError, match="is none of targets"):
         hub.sign(keys=[hub.targets_keys[0], hub.root_keys[0]])
-    assert hub.repository.pending() == []
+    assert hub.repository.changes.waiting() == []
 
 
 def test_a_change_that_another_overtook_is_refused_by_name_and_begun_again(hub, board):
@@ -150,24 +150,24 @@ def test_a_change_that_another_overtook_is_refused_by_name_and_begun_again(hub, 
     hub.sign(release=2, weights=BETTER)
     for again in (
         lambda: hub.sign(keys=[second]),
-        lambda: hub.repository.sign_pending("release-1", keys=[second], now=NOW),
+        lambda: hub.repository.changes.sign("release-1", keys=[second], now=NOW),
     ):
         with pytest.raises(SigningError, match="pending release-1: another change was published since"):
             again()
-    ((_, _, is_stale),) = hub.repository.pending()
+    ((_, _, is_stale),) = hub.repository.changes.waiting()
     assert is_stale
-    hub.repository.drop_pending("release-1")
+    hub.repository.changes.drop("release-1")
     assert hub.sign(keys=[first]).missing == {"targets": 1}
-    assert hub.repository.sign_pending("release-1", keys=[second], now=NOW).is_published
+    assert hub.repository.changes.sign("release-1", keys=[second], now=NOW).is_published
     assert ask(board).release == 1
     for gone in (
-        lambda: hub.repository.drop_pending("release-1"),
-        lambda: hub.repository.sign_pending("release-1", keys=[second], now=NOW),
+        lambda: hub.repository.changes.drop("release-1"),
+        lambda: hub.repository.changes.sign("release-1", keys=[second], now=NOW),
     ):
         with pytest.raises(SigningError, match="release-1"):
             gone()
     with pytest.raises(SigningError, match="is no name of a change"):
-        hub.repository.drop_pending("../keys/online")
+        hub.repository.changes.drop("../keys/online")
 
 
 def test_the_second_one_signs_what_the_first_one_meant_or_nothing(hub):
@@ -184,7 +184,7 @@ def test_the_second_one_signs_what_the_first_one_meant_or_nothing(hub):
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(SigningError, match="over something else than this"):
         hub.sign(keys=[second])
-    assert hub.repository.sign_pending("release-1", keys=[second], now=NOW).missing == {"targets": 1}
+    assert hub.repository.changes.sign("release-1", keys=[second], now=NOW).missing == {"targets": 1}
 
 
 def test_a_damaged_change_keeps_the_hub_from_nothing(hub, board):
@@ -193,7 +193,7 @@ def test_a_damaged_change_keeps_the_hub_from_nothing(hub, board):
     hub.repository.renew_online(NOW + DAY)
     with pytest.raises(SigningError, match="keys drop release-1"):
         hub.sign()
-    hub.repository.drop_pending("release-1")
+    hub.repository.changes.drop("release-1")
     hub.sign()
     ask(board)
 
