@@ -84,6 +84,8 @@ class Service:
         runner = web.AppRunner(
             self.application(),
             access_log=None,
+            # Bodies are small, and what is packed small may be large.
+            auto_decompress=False,
             keepalive_timeout=KEPT_ALIVE_S,
             shutdown_timeout=SHUTDOWN_S,
             handle_signals=False,
@@ -172,6 +174,9 @@ async def _say_errors(request: web.Request, handler: AiohttpHandler) -> web.Stre
     """Whatever goes wrong becomes a problem document."""
     try:
         return await handler(request)
+    except ConnectionError:
+        log.debug("whoever asked is gone path=%s", request.path)
+        return problem_response(HTTPStatus.BAD_REQUEST, "the connection ended before the body did")
     except Exception as error:
         problem = _problem_of(error, request)
         if problem.status is HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -1,6 +1,7 @@
 """The REST interface, against a server that listens; every answer is held against the OpenAPI document."""
 
 import asyncio
+import gzip
 import io
 import json
 import socket
@@ -27,7 +28,7 @@ from cloud_hub.store.queries import Totals
 from cloud_hub.store.store import Store
 from cloud_hub.store.verdicts import due_verdicts
 from edge_cascade.messages import RunningModel
-from tests.hub.fleet import BOOT, BUNDLE, a_delivery, a_model, a_new_case, sample
+from tests.hub.fleet import BOOT, BUNDLE, a_delivery, a_model, a_new_case, sample, wait_until
 
 Answer = namedtuple("Answer", "status type body headers")
 
@@ -94,6 +95,11 @@ class Api:
         if self.document is not None:
             self.check(path, method, answer)
         return answer
+
+    def used(self, name):
+        return any(
+            token.name == name and token.last_used_ms for token in self.store.database.run(list_tokens)
+        )
 
     def json(self, path, **how):
         answer = self.ask(path, **how)
@@ -418,6 +424,26 @@ def test_whose_token_was_right_before_does_not_wait_for_wrong_ones_from_the_same
     own_api.store.database.run(lambda c: revoke_token(c, token_id, now_ms=5))
     own_api.problem("/v1/stats", 401, token="admin")
     own_api.problem("/v1/stats", 429, token="admin")
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_fault_of_the_hubs(own_api, caplog):
+    said = (
+        "POST /v1/cases/2/label HTTP/1.1\r\nHost: hub\r\nContent-Length: 90\r\n"
+        f"Authorization: Bearer {own_api.tokens['label']}\r\n\r\n{{"
+    )
+    with socket.create_connection(("127.0.0.1", own_api.port), timeout=10) as gone:
+        gone.sendall(said.encode())
+        wait_until(lambda: own_api.used("labeler"), what="the token to be looked at")
+    own_api.call(own_api.service.stop())
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b" " * 10**6 + b'{"label": 0}')])
+def test_a_packed_body_is_not_unpacked(own_api, caplog, body):
+    packed = {"Content-Encoding": "gzip"}
+    says = own_api.problem("/v1/cases/2/label", 400, method="POST", body=body, token="label", headers=packed)
+    assert "the body must be like" in says
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_strangers_take_no_place_from_whoever_has_a_token(own_api, monkeypatch):
