@@ -27,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     listing = actions.add_parser("list", help="show all tokens, without their secrets")
     listing.set_defaults(run=_list)
     revoke = actions.add_parser("revoke", help="end a token at once")
-    revoke.add_argument("id", help="the part of the token before the dot")
+    revoke.add_argument("id", help="the token, or its part before the dot")
     revoke.set_defaults(run=_revoke)
     for action in (create, listing, revoke):
         add_config_argument(action)
@@ -63,9 +63,11 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
+    # Whoever has the whole token gives it whole: its secret is not said again.
+    token_id = args.id.partition(".")[0]
     with database_of(load_config(args.config)) as database:
-        database.run(lambda c: revoke_token(c, args.id, now_ms=_now_ms()))
-    print(f"token {args.id} revoked")
+        database.run(lambda c: revoke_token(c, token_id, now_ms=_now_ms()))
+    print(f"token {token_id} revoked")
     return 0
 
 

@@ -314,7 +314,7 @@ def test_tokens_are_made_listed_used_beside_a_running_hub_and_revoked(command, c
         assert f"{token_id}  read,label" in listed
         assert "active" in listed
         assert secret not in listed
-        assert command("token", "revoke", token_id, "--config", config).code == 0
+        assert command("token", "revoke", token, "--config", config).out == f"token {token_id} revoked\n"
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(request, timeout=5)
         assert caught.value.code == 401
