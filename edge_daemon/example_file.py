@@ -6,18 +6,18 @@ the file whole. What is lost so were a few examples of many.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from edge_daemon.core.example_index import Named
 from edge_daemon.core.examples import ExampleRow, Label, Origin
-from edge_daemon.spool_file import DamagedFileError, is_damage
+from edge_daemon.sqlite_files import DamagedFileError, open_database, transaction
 
 log = logging.getLogger(__name__)
 
@@ -66,36 +66,15 @@ class ExampleFile:
             DamagedFileError: when it must be moved aside: damage, another program's tables, another version.
             sqlite3.Error, OSError: when the disk or another process does not let us; it may later.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=0.2)
-        try:
-            _prepare(connection)
-        except sqlite3.Error as error:
-            connection.close()
-            if is_damage(error):
-                raise DamagedFileError(str(error)) from error
-            raise
-        except BaseException:
-            connection.close()
-            raise
-        return cls(connection)
+        return cls(open_database(path, _prepare))
 
     def close(self) -> None:
         """Give the file up; what was committed stays."""
         self._connection.close()
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Everything inside is committed at its end, or nothing is."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-            raise
+        return transaction(self._connection)
 
     def add(self, named: Named, content: Content) -> None:
         """Insert one row, inside a transaction."""

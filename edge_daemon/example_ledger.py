@@ -40,7 +40,7 @@ from edge_daemon.core.examples import (
 )
 from edge_daemon.example_file import ROW_OVERHEAD_BYTES, Content, ExampleFile
 from edge_daemon.recent import Seen
-from edge_daemon.spool_file import DamagedFileError, is_damage, move_aside
+from edge_daemon.sqlite_files import DamagedFileError, is_damage, move_aside
 
 log = logging.getLogger(__name__)
 

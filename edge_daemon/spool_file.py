@@ -32,13 +32,12 @@ from edge_daemon.core.spooling import (
     SpoolItem,
 )
 from edge_daemon.errors import SpoolInUseError, SpoolVersionError
+from edge_daemon.sqlite_files import SchemaError, is_busy, open_database, transaction
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 RESERVE_BYTES: Final = 2**20
-KEPT_CORRUPT_FILES: Final = 3
-"""More damaged files than these are not kept: they would fill the disk that damaged them."""
 
 _SCHEMA: Final = """
 BEGIN IMMEDIATE;
@@ -62,10 +61,6 @@ COMMIT;
 _ROW: Final = "id, priority, stored_ms, length(body)"
 
 
-class DamagedFileError(Exception):
-    """The file is no database, or a page of it is damaged. Stays inside the spool."""
-
-
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A row that a claim may take."""
@@ -76,7 +71,7 @@ class Candidate:
 
 
 class SpoolFile:
-    """One open file. Methods raise `sqlite3.Error` as it comes; `is_damage` and `is_full` tell them apart."""
+    """One open file. Methods raise `sqlite3.Error` as it comes; `sqlite_files` tells them apart."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
@@ -94,19 +89,11 @@ class SpoolFile:
             SpoolInUseError: when another process has it.
             sqlite3.Error, OSError: when the disk does not let us; it may later.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=0.2, cached_statements=64)
         try:
-            _prepare(connection, path)
+            connection = open_database(path, lambda connection: _prepare(connection, path))
         except sqlite3.Error as error:
-            connection.close()
-            if is_damage(error):
-                raise DamagedFileError(str(error)) from error
-            if _code(error) == sqlite3.SQLITE_BUSY:
+            if is_busy(error):
                 raise SpoolInUseError(f"{path} is in use by another process") from error
-            raise
-        except BaseException:
-            connection.close()
             raise
         sync_directory(path.parent)
         return cls(connection, path)
@@ -118,16 +105,12 @@ class SpoolFile:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is committed and fsynced at its end, or nothing is."""
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            self._connection.execute("COMMIT")
+            with transaction(self._connection):
+                yield
         except BaseException:
             # Keys made inside are gone with it.
             self._key_nos.clear()
-            with contextlib.suppress(sqlite3.Error):
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
             raise
 
     def keep_reserve(self) -> None:
@@ -304,43 +287,6 @@ class SpoolFile:
         }
 
 
-def move_aside(path: Path) -> Path:
-    """Rename a damaged file, and its log, to `<stem>.corrupt-<n>`; keeps the last few of these.
-
-    Raises:
-        OSError: when the directory cannot be written.
-    """
-    numbers = sorted(
-        int(other.name.rpartition("-")[2])
-        for other in path.parent.glob(f"{path.stem}.corrupt-*")
-        if other.name.rpartition("-")[2].isdecimal()
-    )
-    target = path.with_name(f"{path.stem}.corrupt-{numbers[-1] + 1 if numbers else 1}")
-    path.replace(target)
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).replace(target.with_name(target.name + suffix))
-    for number in numbers[: max(len(numbers) + 1 - KEPT_CORRUPT_FILES, 0)]:
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(f"{path.stem}.corrupt-{number}{suffix}").unlink(missing_ok=True)
-    sync_directory(path.parent)
-    return target
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file itself is broken, rather than the disk unwilling."""
-    return _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} or isinstance(error, _SchemaError)
-
-
-def is_full(error: sqlite3.Error) -> bool:
-    """Whether the disk had no room. SQLite then rolls back, and goes on as before."""
-    return _code(error) == sqlite3.SQLITE_FULL
-
-
-class _SchemaError(sqlite3.DatabaseError):
-    """A database, but not ours."""
-
-
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
@@ -355,10 +301,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     check = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if check != "ok":
-        raise _SchemaError(check)
+        raise SchemaError(check)
     if version == 0:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
-            raise _SchemaError("tables of somebody else")
+            raise SchemaError("tables of somebody else")
         connection.executescript(_SCHEMA)
         return
     # Takes the lock, so that a second process is found out here; boots that left no row are forgotten.
@@ -376,8 +322,3 @@ def _while_readable(source: sqlite3.Connection, statement: str) -> Iterator[tupl
     # sqlite3.Error for a damaged page, OverflowError and UnicodeDecodeError for what stands on one.
     with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeDecodeError):
         yield from source.execute(statement)
-
-
-def _code(error: sqlite3.Error) -> int:
-    """The primary result code (SQLite, "Result Codes": the low eight bits)."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF

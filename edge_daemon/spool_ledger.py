@@ -36,7 +36,8 @@ from edge_daemon.core.spooling import (
 )
 from edge_daemon.errors import SpoolError
 from edge_daemon.ports import Clock
-from edge_daemon.spool_file import Candidate, DamagedFileError, SpoolFile, is_damage, is_full, move_aside
+from edge_daemon.spool_file import Candidate, SpoolFile
+from edge_daemon.sqlite_files import DamagedFileError, is_damage, is_full, move_aside
 
 log = logging.getLogger(__name__)
 
