@@ -8,7 +8,7 @@ device can let go of it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from cloud_hub.core.admission import (
@@ -31,6 +31,7 @@ from edge_cascade.messages import (
     Chunk,
     ClientUpdate,
     Message,
+    Receipt,
     Receipts,
     Report,
     ShadowReport,
@@ -182,10 +183,20 @@ class Reader:
                 _check_sender(topic, message.device)
                 delivery.base_request = admit_base_request(message)
             case Receipts():
-                delivery.receipts = tuple(message.receipts)
+                delivery.receipts = _last_of_each(message.receipts)
             case _:
                 raise RejectedError("kind", f"a {type(message).__name__} is nothing that a device sends")
         return delivery
+
+
+def _last_of_each(receipts: Iterable[Receipt]) -> tuple[Receipt, ...]:
+    """The highest revision of each verdict: a thousand of one are a few bytes to send, and cost as one."""
+    last: dict[tuple[bytes, int], Receipt] = {}
+    for receipt in receipts:
+        name = (receipt.boot, receipt.seq)
+        if name not in last or receipt.revision > last[name].revision:
+            last[name] = receipt
+    return tuple(last.values())
 
 
 def _check_sender(topic: Topic, device: str) -> None:

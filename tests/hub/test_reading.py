@@ -185,6 +185,12 @@ def test_receipts_are_read_on_any_channel():
     assert delivery.receipts == (Receipt(BOOT, 1, 1),)
 
 
+def test_a_thousand_receipts_of_one_verdict_are_one_of_its_last_revision():
+    said = [Receipt(BOOT, 1 + number % 2, number // 2) for number in range(1024)]
+    delivery = read(encode(Receipts(said)), "edge/v1/press-1/up/telemetry")
+    assert delivery.receipts == (Receipt(BOOT, 1, 511), Receipt(BOOT, 2, 511))
+
+
 def test_a_full_intake_takes_nothing_more_and_counts_it():
     intake = Intake(max_messages=2, max_bytes=10_000)
     assert [intake.offer(Taken("t", b"x", 0.0)) for _ in range(3)] == [True, True, False]
