@@ -18,8 +18,9 @@ from msgspec import Meta, field
 from cloud_hub.errors import ConfigError
 from edge_cascade.errors import SettingsError
 from edge_cascade.mqtt import Broker
+from edge_cascade.setting_errors import Origin
 from edge_cascade.setting_rules import LOOPBACK, check_broker, check_each_once, check_topic_prefix
-from edge_cascade.settings import Origin, read_settings
+from edge_cascade.settings import read_settings
 from edge_cascade.topics import DEFAULT_PREFIX
 
 ENVIRONMENT_PREFIX: Final = "CLOUD_HUB__"

@@ -11,7 +11,7 @@ from typing import Final
 
 from edge_cascade.errors import ProtocolError
 from edge_cascade.mqtt import Broker
-from edge_cascade.settings import Origin
+from edge_cascade.setting_errors import Origin
 from edge_cascade.topics import check_prefix
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})

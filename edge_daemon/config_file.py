@@ -14,8 +14,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from edge_cascade.errors import ProtocolError, SettingsError
+from edge_cascade.setting_errors import Origin
 from edge_cascade.setting_rules import LOOPBACK, check_broker, check_each_once, check_topic_prefix
-from edge_cascade.settings import Origin, read_settings
+from edge_cascade.settings import read_settings
 from edge_cascade.topics import VERSION_LEVEL, check_device_id
 from edge_daemon.config import Config
 from edge_daemon.errors import ConfigError

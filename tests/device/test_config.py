@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_cascade.mqtt import Broker
-from edge_cascade.settings import Origin, _explained, _unknown_keys
+from edge_cascade.setting_errors import Origin, explained, unknown_keys
 from edge_daemon.config import (
     AuditConfig,
     Config,
@@ -563,7 +563,7 @@ def test_no_value_of_any_type_is_a_traceback(value, key):
         target = target.setdefault(step, {})
     target[last] = value
     root = msgspec.inspect.type_info(Config)
-    assert all(isinstance(step, str) for _, step, _ in _unknown_keys(document, root, ""))
+    assert all(isinstance(step, str) for _, step, _ in unknown_keys(document, root, ""))
     assert "\n" not in complaint_about(document, root)
 
 
@@ -571,7 +571,7 @@ def complaint_about(document, root):
     try:
         msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
-        return str(_explained(error, document, root, Origin("f", {}), {}))
+        return str(explained(error, document, root, Origin("f", {}), {}))
     return ""
 
 
