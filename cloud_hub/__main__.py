@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Final
 
 from cloud_hub.config import add_config_argument, load_config, warnings_about
 from cloud_hub.errors import HubError
+from edge_cascade.commands import run_command
 from edge_cascade.errors import CascadeError
 from edge_cascade.logs import start_logging
 
@@ -28,38 +28,19 @@ AREAS: Final = (
     "cloud_hub.rollouts.commands",
 )
 
-EXIT_PIPE: Final = 141
-"""Whoever read our output has gone, as a shell says it of a program that SIGPIPE ended."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; its exit code (see `cloud_hub.errors`)."""
     args = build_parser().parse_args(argv)
-    try:
-        code = int(args.run(args))
-        # Here, where a full disk can still be said.
-        sys.stdout.flush()
-    except (HubError, CascadeError) as error:
-        print(f"cloud-hub: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, HubError) else 1
-    except BrokenPipeError:
-        _let_go_of_output()
-        return EXIT_PIPE
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        print(f"cloud-hub: {where}{error.strerror or error}", file=sys.stderr)
-        _let_go_of_output()
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return code
 
+    def command() -> int:
+        try:
+            return int(args.run(args))
+        except (HubError, CascadeError) as error:
+            print(f"cloud-hub: {error}", file=sys.stderr)
+            return error.exit_code if isinstance(error, HubError) else 1
 
-def _let_go_of_output() -> None:
-    """What could not be written is not tried again at the end: that would be said by the interpreter."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    return run_command("cloud-hub", command)
 
 
 def build_parser() -> argparse.ArgumentParser:

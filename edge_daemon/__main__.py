@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge_cascade.commands import run_command
 from edge_cascade.errors import CascadeError
 from edge_cascade.logs import start_logging
 from edge_cascade.mqtt import BrokerConfigError
@@ -22,7 +23,11 @@ from edge_daemon.errors import EXIT_CONFIG, EXIT_DEFECT, EXIT_OK, EdgeError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit codes are listed in `edge_daemon.errors`."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command("edge-daemon", lambda: _run_given(given))
+
+
+def _run_given(arguments: list[str]) -> int:
     try:
         if arguments and arguments[0] == "--simulate":
             from edge_daemon.simulate.commands import simulate
@@ -37,8 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CascadeError as error:
         print(f"edge-daemon: {error}", file=sys.stderr)
         return EXIT_CONFIG if isinstance(error, BrokerConfigError) else EXIT_DEFECT
-    except KeyboardInterrupt:
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

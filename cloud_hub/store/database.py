@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import queue
+import re
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -48,6 +49,8 @@ Work = Callable[[Connection], ResultT]
 # One transaction takes at most so many pieces of work; the next ones wait for the next commit.
 MAX_SHARED: Final = 64
 LOCK_SUFFIX: Final = ".lock"
+# Greedy: a password may hold an @.
+_SECRETS: Final = re.compile(r"//.*@")
 
 
 class Database:
@@ -55,6 +58,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self._url = _parse_url(url)
+        self._where = _where_of(self._url)
         self._engine: Engine | None = None
         self._connection: Connection | None = None
         self._work: queue.SimpleQueue[tuple[Work[Any], Future[Any]] | None] = queue.SimpleQueue()
@@ -81,6 +85,8 @@ class Database:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._lock = os.open(f"{path}{LOCK_SUFFIX}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                # SQLite would make it by the umask, and its journals are like it.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             except OSError as error:
                 raise StoreUnavailableError(f"{error.filename}: {error.strerror}") from error
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
@@ -158,7 +164,7 @@ class Database:
                     fcntl.flock(self._lock, fcntl.LOCK_UN)
         except (SQLAlchemyError, OSError, StoreUnavailableError) as error:
             self._drop_connection()
-            self._problem = StoreUnavailableError(f"store: {_reason(error)}")
+            self._problem = StoreUnavailableError(f"{self._where}: {_reason(error)}{_advice(error)}")
             for _, future in jobs:
                 future.set_exception(self._problem)
             return
@@ -226,12 +232,36 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(origin).split())[:300] or type(origin).__name__
 
 
+def _advice(error: BaseException) -> str:
+    """What to do about it, where more than waiting helps."""
+    origin = error.orig if isinstance(error, StatementError) else None
+    name = getattr(origin, "sqlite_errorname", "")
+    return next((f"; {advice}" for part, advice in _ADVICE.items() if part in name), "")
+
+
+_ADVICE: Final = {
+    "NOTADB": "it is no database of a hub: restore it from a backup, or move it away to begin anew",
+    "CORRUPT": "it is damaged: restore it from a backup",
+    "BUSY": "another program holds it: end that, or wait",
+    "READONLY": "let the hub's user write it and its directory",
+}
+
+
+def _where_of(url: URL) -> str:
+    """The database in an error, without a password."""
+    if url.get_backend_name() == "sqlite" and url.database:
+        return f"store {url.database}"
+    return f"store {url.render_as_string(hide_password=True)}"
+
+
 def _parse_url(url: str) -> URL:
     try:
         return make_url(url)
-    except ArgumentError as error:
+    # The latter for a port that is no number.
+    except (ArgumentError, ValueError) as error:
         raise ConfigError(
-            f"store.url = {url!r} is no database address; write it as sqlite:////path/hub.db or postgresql://..."
+            f"store.url = {_SECRETS.sub('//...@', url)!r} is no database address; write it as "
+            "sqlite:////path/hub.db or postgresql://..."
         ) from error
 
 

@@ -1,5 +1,6 @@
 """The store on real SQLite files: what it has committed is there, whatever happens next."""
 
+import os
 import sqlite3
 import threading
 
@@ -10,6 +11,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from cloud_hub.core.delivery import NewReport, NewStatus, NewUpdate
 from cloud_hub.errors import (
+    ConfigError,
     NotFoundError,
     StoreBusyError,
     StoreRefusedError,
@@ -373,6 +375,33 @@ def test_a_full_database_says_so_takes_nothing_and_works_again_with_room(tmp_pat
         # The connection was dropped with the error, and the limit with the connection.
         assert len(store.commit([a_delivery(*many)], now_ms=1).fresh) == 999
         assert store.database.problem is None
+
+
+def test_what_is_no_database_or_damaged_is_named_with_what_to_do(tmp_path):
+    path = tmp_path / "hub.db"
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(StoreUnavailableError) as told, Database(f"sqlite:///{path}"):
+        pass
+    assert str(told.value).startswith(f"store {path}: file is not a database; ")
+    assert "restore it from a backup" in str(told.value)
+
+
+def test_nobody_else_may_read_a_new_database_whatever_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with Database(f"sqlite:///{tmp_path}/hub.db") as database:
+            database.run(lambda c: c.execute(insert(schema.counters), [{"name": "a", "value": 1}]))
+            modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes.keys() > {"hub.db", "hub.db-wal"}
+    assert set(modes.values()) == {0o600}
+
+
+def test_an_address_that_is_none_is_told_without_its_password():
+    with pytest.raises(ConfigError) as told:
+        Database("postgresql://hub:s3c@ret@db.example:port/hub")
+    assert "store.url = 'postgresql://...@db.example:port/hub'" in str(told.value)
 
 
 def test_closing_finishes_the_work_at_hand_and_refuses_more(tmp_path):
