@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in one line: where it was set, key, value, what is allowed, the fix."""
+"""What is wrong with a setting, in one line: where it was set, key, value, what is allowed, fix. No I/O."""
 
 from __future__ import annotations
 
