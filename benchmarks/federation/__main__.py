@@ -20,6 +20,7 @@ from rich.console import Console
 
 from benchmarks.federation import (
     flower,
+    guard,
     har,
     large_fleet,
     loop,
@@ -40,6 +41,7 @@ PARTS: Final[Mapping[str, Callable[[Bench], dict[str, Any]]]] = {
     "flower": flower.run,
     "memory": memory.run,
     "poison": poison.run,
+    "guard": guard.run,
     "loop": loop.run,
     "privacy": privacy.run,
     "personal": personal.run,

@@ -20,13 +20,15 @@ from benchmarks.federation.learner import Labelled, learner_of
 from cloud_hub.builder.networks.network import Network
 from cloud_hub.core.federation.aggregation import AggregationError
 from cloud_hub.core.federation.cohort import NEVER, Eligible, select_cohort
-from cloud_hub.core.federation.guard import Kept, decide_guard
+from cloud_hub.core.federation.drift import Losses, bounded_losses, decide_drift
+from cloud_hub.core.federation.guard import Kept, decide_guard, is_better
 from cloud_hub.core.federation.screening import Accepted, RoundSpec, Verdict, screen_cohort
 from cloud_hub.core.federation.server import ServerState
 from cloud_hub.core.federation.standing import Standing, next_standing
 from cloud_hub.core.federation.strategies import Outcome
 from cloud_hub.core.federation.update import Layout, Update
 from cloud_hub.federation.closing import HUB
+from cloud_hub.federation.evaluation import group_losses
 from cloud_hub.federation.settings import (
     SeriesSettings,
     guard_rules_of,
@@ -107,6 +109,8 @@ class Run:
     turns: tuple[Turn, ...]
     holdout: tuple[float, float] | None = None
     """Accuracy on the holdout, before and after all rounds."""
+    served: float | None = None
+    """On the test part, of what would be served: the last base where the holdout says better, else the start."""
 
     @property
     def final(self) -> float:
@@ -170,6 +174,7 @@ class FleetRun:
         self._settings = settings
         self._manner = manner
         self._holdout = holdout
+        self._best: Losses | None = None
         self._seed = seed
         self._rng = np.random.default_rng((seed, 1))
         self._devices = [_Device(f"device-{index:05}") for index in range(devices)]
@@ -348,7 +353,23 @@ class FleetRun:
             self._learner.labels(weights, self._holdout.x) for weights in (self.weights, following)
         )
         rules = guard_rules_of(self._settings)
-        return isinstance(decide_guard(before, after, self._holdout.y, rules), Kept)
+        if self._best is None:
+            self._best = self._losses(self.weights)
+        losses = self._losses(following)
+        is_kept = (
+            isinstance(decide_guard(before, after, self._holdout.y, rules), Kept)
+            and decide_drift(self._best, losses, max_drift=rules.max_drift) is None
+        )
+        if is_kept and losses.mean() <= self._best.mean():
+            self._best = losses
+        return is_kept
+
+    def _losses(self, weights: Weights) -> Losses:
+        assert self._holdout is not None
+        network = self._learner.network
+        examples = self._holdout.examples(network.classes)
+        found = group_losses(self._learner.step, weights, examples)
+        return bounded_losses(found, len(network.stages))
 
     def _decoded(self, delta: bytes) -> dict[str, FloatArray]:
         shapes = shapes_of(self._shared)
@@ -377,10 +398,13 @@ def run_fleet(
     for _ in range(settings.rounds):
         turns.append(run.turn(fleet.devices, fleet.uploaded))
         accuracies.append(learner.accuracy(run.weights, fleet.test))
-    holdout = None
-    if fleet.holdout is not None:
-        holdout = (learner.accuracy(fleet.start, fleet.holdout), learner.accuracy(run.weights, fleet.holdout))
-    return Run(tuple(accuracies), tuple(turns), holdout)
+    if fleet.holdout is None:
+        return Run(tuple(accuracies), tuple(turns))
+    truth = fleet.holdout.y
+    before, after = (learner.labels(weights, fleet.holdout.x) for weights in (fleet.start, run.weights))
+    served = accuracies[-1 if is_better(before, after, truth, guard_rules_of(settings)) else 0]
+    holdout = (float((before[-1] == truth).mean()), float((after[-1] == truth).mean()))
+    return Run(tuple(accuracies), tuple(turns), holdout, served)
 
 
 def _frame_bytes(message: Message) -> int:

@@ -55,6 +55,8 @@ class Cell:
     rejected: dict[str, int]
     holdout: tuple[float, float]
     """Before and after."""
+    served: tuple[float, ...]
+    """What would be served at the end; see `Run.served`."""
 
 
 def run(bench: Bench) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def _wanted() -> list[tuple[Split, str, str | None]]:
 def one(data: Path | None, split: Split, defence: str, attack: str | None, rounds: int, seed: int) -> Run:
     """One seed of one cell."""
     subjects = har(data)
-    parts, holdout = _parts(subjects, split, seed)
+    parts, holdout = parts_of(subjects, split, seed)
     fleet = Fleet(
         subjects.network,
         weak_start(subjects, seed),
@@ -122,7 +124,7 @@ def _settings(defence: str, rounds: int) -> SeriesSettings:
     )
 
 
-def _parts(subjects: Subjects, split: Split, seed: int) -> tuple[Sequence[Labelled], Labelled]:
+def parts_of(subjects: Subjects, split: Split, seed: int) -> tuple[Sequence[Labelled], Labelled]:
     """What each device learns from, and the holdout of them all."""
     rng = np.random.default_rng((seed, 8))
     parts: Sequence[Labelled] = subjects.devices
@@ -159,6 +161,7 @@ def _cell(split: Split, defence: str, attack: str | None, runs: Sequence[Run]) -
             float(np.mean([each.holdout[0] for each in runs if each.holdout])),
             float(np.mean([each.holdout[1] for each in runs if each.holdout])),
         ),
+        tuple(each.served for each in runs if each.served is not None),
     )
 
 
@@ -205,6 +208,7 @@ def _print_guard(cells: Sequence[Cell]) -> None:
             "test, lowest without",
             "test, with guard",
             "test, lowest with",
+            "test, served",
             "holdout before",
             "holdout after",
             "rolled back",
@@ -217,6 +221,7 @@ def _print_guard(cells: Sequence[Cell]) -> None:
                 percent(plain.lowest),
                 percent(guarded.final),
                 percent(guarded.lowest),
+                percent(guarded.served),
                 percent(guarded.holdout[0]),
                 percent(guarded.holdout[1]),
                 f"{guarded.rolled_back:.1f}",

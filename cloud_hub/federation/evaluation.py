@@ -1,4 +1,4 @@
-"""What given weights answer: the label of every exit of a bundle's network, in fp32. No files."""
+"""What given weights answer, in fp32: labels of every exit of a bundle's network, and the loss. No files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from cloud_hub.errors import ModelError
 from edge_cascade.bundle import Bundle
 from edge_cascade.preprocess import normalise
 from edge_cascade.scores import LABEL
+from edge_cascade.training import Examples, TrainStep, one_hot
 from edge_cascade.weights import FloatArray, Weights
 
 BATCH: Final = 64
 # A temperature scales all logits of an exit alike: it changes no label.
 _TEMPERATURE: Final = 1.0
+
+LOSS_GROUPS: Final = 512
+"""A train step costs more than an answer: beyond so many samples neighbours share one."""
 
 
 def labels_of_exits(bundle: Bundle, weights: Weights, x: FloatArray) -> NDArray[np.int64]:
@@ -46,3 +50,45 @@ def labels_of_exits(bundle: Bundle, weights: Weights, x: FloatArray) -> NDArray[
             features, head = stage_session.run_batch(features, _TEMPERATURE)
             labels[index, start : start + BATCH] = head[:, LABEL].astype(np.int64)
     return labels
+
+
+def losses_of(bundle: Bundle, weights: Weights, x: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
+    """Losses `(groups,)` over all exits of `x` (n, *input_shape), in the sensor's unit, for true `labels`.
+
+    Raises:
+        BackendError: with the runtime's own words.
+    """
+    from edge_cascade.backends.onnx import OnnxTrainStep
+
+    assert bundle.train_step is not None, "without one no series is started"
+    examples = Examples(
+        normalise(x, bundle.graph.preprocess),
+        one_hot(labels, len(bundle.graph.labels)),
+        np.ones(len(x), np.float32),
+    )
+    return group_losses(OnnxTrainStep(bundle.train_step), weights, examples)
+
+
+def group_losses(step: TrainStep, weights: Weights, examples: Examples) -> FloatArray:
+    """The mean loss of each group of neighbours, of one sample where there are few: `(groups,)`.
+
+    Raises:
+        BackendError: with the runtime's own words.
+    """
+    size = -(-len(examples) // LOSS_GROUPS)
+    losses = []
+    for start in range(0, len(examples), size):
+        part = slice(start, start + size)
+        # Anew each time: weights that are not finite would stay so in what the step keeps.
+        step.begin(weights)
+        losses.append(
+            step.step(
+                examples.x[part],
+                examples.targets[part],
+                examples.weight[part],
+                learning_rate=0.0,
+                momentum=0.0,
+                proximal=0.0,
+            )
+        )
+    return np.asarray(losses, np.float32)

@@ -1,4 +1,4 @@
-"""The guard's question put to the holdout: what old and new weights answer on the same samples."""
+"""The guard's questions put to the holdout: what old, new and best weights answer on the same samples."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_hub.core.federation.drift import Losses, bounded_losses, decide_drift
 from cloud_hub.core.federation.guard import (
     CannotJudge,
     GuardFigures,
     GuardRules,
     Judgement,
+    Kept,
     decide_guard,
     figures_of,
 )
 from cloud_hub.examples import LabelledCases, example_pages, joined_cases, read_examples
-from cloud_hub.federation.evaluation import labels_of_exits
+from cloud_hub.federation.evaluation import labels_of_exits, losses_of
 from cloud_hub.models import HubModel
 from cloud_hub.store.examples import ExampleFilter
 from cloud_hub.store.store import Store
@@ -29,6 +31,9 @@ MAX_SAMPLES: Final = 5_000
 MAX_BYTES: Final = 256 * 2**20
 """Of holdout samples that are held at once, the newest."""
 
+Named = tuple[bytes, Weights]
+"""Weights with their digest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -37,11 +42,13 @@ class Judged:
     judgement: Judgement
     samples: int
     window_start: int
+    loss: float | None = None
+    best_loss: float | None = None
 
     @property
     def figures(self) -> GuardFigures:
         """As it is kept."""
-        return figures_of(self.judgement, self.samples)
+        return figures_of(self.judgement, self.samples, loss=self.loss, best_loss=self.best_loss)
 
 
 class HoldoutJudge:
@@ -53,10 +60,8 @@ class HoldoutJudge:
         self._bundle = bundle
         self._known: tuple[bytes, NDArray[np.int64], NDArray[np.int64]] | None = None
 
-    def judge(
-        self, before: tuple[bytes, Weights], after: tuple[bytes, Weights], rules: GuardRules, window: int
-    ) -> Judged:
-        """Hold weights against those that they would replace, each with its digest.
+    def judge(self, before: Named, after: Named, best: Named, rules: GuardRules, window: int) -> Judged:
+        """Hold weights against those that they would replace, and against the best of their series.
 
         Raises:
             CascadeError, HubError: when they cannot be run.
@@ -67,7 +72,11 @@ class HoldoutJudge:
             return Judged(CannotJudge(len(cases), rules.min_samples), len(cases), window)
         was = self._answers(before, cases)
         now = self._answers(after, cases)
-        return Judged(decide_guard(was, now, cases.labels, rules), len(cases), window)
+        compared = decide_guard(was, now, cases.labels, rules)
+        best_losses, losses = self._losses(best, cases), self._losses(after, cases)
+        drifted = decide_drift(best_losses, losses, max_drift=rules.max_drift)
+        judgement = drifted if isinstance(compared, Kept) and drifted is not None else compared
+        return Judged(judgement, len(cases), window, float(losses.mean()), float(best_losses.mean()))
 
     def _cases(self, needs: int, window: int) -> tuple[LabelledCases, int]:
         most = most_samples(self._model)
@@ -84,7 +93,11 @@ class HoldoutJudge:
         cases = joined_cases(self._model, found)
         return cases, max(window, int(cases.ids[-1]) if len(cases) else 0)
 
-    def _answers(self, of: tuple[bytes, Weights], cases: LabelledCases) -> NDArray[np.int64]:
+    def _losses(self, of: Named, cases: LabelledCases) -> Losses:
+        found = losses_of(self._bundle, of[1], cases.x, cases.labels)
+        return bounded_losses(found, len(self._bundle.graph.stages))
+
+    def _answers(self, of: Named, cases: LabelledCases) -> NDArray[np.int64]:
         digest, weights = of
         if self._known is not None:
             known, ids, labels = self._known

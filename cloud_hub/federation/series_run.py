@@ -212,7 +212,17 @@ class SeriesRun:
     def _after_round(self, number: int, ended: Ended) -> After:
         state, effects = next_series(self._machine, RoundEnded(number, ended.outcome, ended.reason))
 
+        has_stalled = ended.outcome is Phase.ROLLED_BACK and state.failures > state.rules.max_failures
+
         def then() -> None:
+            if has_stalled:
+                log.warning(
+                    "series stalled series=%d rolled_back=%d committed=%d hint=%s",
+                    self.id,
+                    state.failures,
+                    state.committed,
+                    _hint_of(self._facts.settings),
+                )
             self._machine = state
             self.round = None
             for effect in effects:
@@ -324,6 +334,12 @@ def _rules_of(settings: SeriesSettings, asked: int) -> Rules:
     if settings.is_asynchronous:
         return BufferRules(quorum, settings.max_staleness, settings.deadline_s, min_votes)
     return RoundRules(asked, quorum, settings.grace_s, settings.deadline_s, min_votes=min_votes)
+
+
+def _hint_of(settings: SeriesSettings) -> str:
+    if settings.strategy in {"median", "trimmed", "clipped"}:
+        return "there may be nothing more to gain; else look at the boards' examples"
+    return "there may be nothing more to gain; if boards may send harm, try strategy median or trimmed"
 
 
 def _why_not(fleet: list[Eligible]) -> str:

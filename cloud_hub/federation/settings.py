@@ -115,6 +115,9 @@ class SeriesSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         0.05
     )
     max_drop: Annotated[float, Meta(gt=0, le=1, description="a larger drop of accuracy is never kept")] = 0.1
+    max_drift: Annotated[
+        float, Meta(ge=0, le=1000, description="standard errors that a loss may lie above the series' best")
+    ] = 0.5
     seed: (
         Annotated[int, Meta(ge=0, lt=2**53, description="of the draw of cohorts; default: by chance")] | None
     ) = None
@@ -258,7 +261,7 @@ def schedule_of(settings: SeriesSettings) -> Schedule:
 
 def guard_rules_of(settings: SeriesSettings) -> GuardRules:
     """What the guard judges by."""
-    return GuardRules(settings.alpha, settings.max_drop, settings.min_holdout)
+    return GuardRules(settings.alpha, settings.max_drop, settings.min_holdout, settings.max_drift)
 
 
 def norm_rule_of(settings: SeriesSettings) -> NormRule:

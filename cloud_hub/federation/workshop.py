@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import RowMapping
 
 from cloud_hub.core.federation.aggregation import AggregationError
+from cloud_hub.core.federation.guard import GuardFigures
 from cloud_hub.core.federation.rounds import RoundState
 from cloud_hub.core.federation.screening import RoundSpec
 from cloud_hub.core.federation.server import ServerState
@@ -112,7 +113,7 @@ class Workshop:
         self._loaded: OrderedDict[bytes, tuple[BaseRow, dict[str, FloatArray]]] = OrderedDict()
 
     def weights(self, digest: bytes) -> tuple[BaseRow, dict[str, FloatArray]]:
-        """A base and its row; the last two asked for are kept in memory.
+        """A base and its row; the last three asked for are kept in memory.
 
         Raises:
             HubError, CascadeError: when it is not there, or is damaged.
@@ -140,7 +141,7 @@ class Workshop:
         return _or_no_result(lambda: self._aggregate(of, settings, votes, older_bases))
 
     def judge(self, of: RoundOfSeries, settings: SeriesSettings, window: int) -> Judged:
-        """Hold the round's result against its base on the holdout.
+        """Hold the round's result against its base, and against the best of its series, on the holdout.
 
         Raises:
             NoResultError: when it cannot be judged.
@@ -215,14 +216,31 @@ class Workshop:
 
     def _remember(self, row: BaseRow, weights: dict[str, FloatArray]) -> None:
         self._loaded[row.digest] = (row, weights)
-        while len(self._loaded) > 2:
+        while len(self._loaded) > 3:
             self._loaded.popitem(last=False)
 
     def _judged(self, of: RoundOfSeries, settings: SeriesSettings, window: int) -> Judged:
         assert of.result is not None
         _, after = self.weights(of.result)
         _, before = self.weights(of.base)
-        return self._judge.judge((of.base, before), (of.result, after), guard_rules_of(settings), window)
+        best = self._best_of(of)
+        _, best_weights = self.weights(best)
+        return self._judge.judge(
+            (of.base, before), (of.result, after), (best, best_weights), guard_rules_of(settings), window
+        )
+
+    def _best_of(self, of: RoundOfSeries) -> bytes:
+        """The base of the least loss that the series has had: its start, or what a committed round gave."""
+        rounds = self._store.database.run(lambda c: committed_rounds(c, of.series))
+        best = rounds[0]["base"] if rounds else of.base
+        for row in rounds:
+            if row["guard"] is not None and row["result"] is not None:
+                figures = msgspec.json.decode(row["guard"], type=GuardFigures)
+                if figures.loss is None or figures.best_loss is None:
+                    continue
+                if figures.loss <= figures.best_loss:
+                    best = row["result"]
+        return bytes(best)
 
     def _own_vote(
         self, of: RoundOfSeries, settings: SeriesSettings, base: Weights, shared: set[str]

@@ -290,6 +290,62 @@ def test_a_round_that_makes_the_model_worse_is_rolled_back_and_the_next_starts_f
     assert "2 rounds in a row failed, 1 allowed" in series["why"]
 
 
+def pull_down(board, share):
+    """Vote for longer weights: hardly an answer changes, but what is wrong is believed more firmly."""
+    board.ask_for_base()
+    base = board.bases[board.terms.training_base]
+    board.answer(delta=encode_delta({name: share * array for name, array in base.items()}, "int8"))
+
+
+def test_rounds_that_each_lose_next_to_nothing_are_kept_only_near_the_best_base(world):
+    world.start(rounds=30, max_failures=2)
+    for _ in range(20):
+        for board in world.asked():
+            pull_down(board, 0.0005)
+        world.turn()
+        # What was the best base is known from the store.
+        world.a_hub()
+        world.turn()
+        if series_of(world)["phase"] != "running":
+            break
+    ended = [row for row in rounds_of(world) if row["outcome"] is not None]
+    guards = [msgspec.json.decode(row["guard"]) for row in ended]
+    kept = [guard for guard in guards if guard["judgement"] == "kept"]
+    assert len(kept) >= 2
+    assert [guard["judgement"] for guard in guards[len(kept) :]] == ["drifted"] * 3
+    # Each is held against the first base, which stays the best, and not against the round before.
+    assert {guard["best_loss"] for guard in guards} == {guards[0]["best_loss"]}
+    losses = [guard["loss"] for guard in kept]
+    assert losses == sorted(losses)
+    assert losses[-1] - guards[0]["best_loss"] <= 0.001
+    assert guards[-1]["loss"] - guards[0]["best_loss"] > 0.001
+    assert series_of(world)["base"] == ended[len(kept)]["base"]
+
+
+def test_a_series_that_stalls_hands_on_what_it_has_and_says_what_to_try(world, caplog):
+    candidates = []
+
+    def make(*arguments):
+        candidates.append(arguments)
+        return Registered("bundle")
+
+    world.ports["make_candidate"] = make
+    world.a_hub()
+    world.start(rounds=3, max_failures=0)
+    for board in world.asked():
+        board.answer()
+    world.turn()
+    for board in world.asked():
+        pull_down(board, 0.01)
+    world.turn()
+    first, second = rounds_of(world)
+    assert (first["outcome"], second["outcome"]) == ("committed", "rolled_back")
+    assert [arguments[2] for arguments in candidates] == [first["result"]]
+    assert series_of(world)["phase"] == "made"
+    assert "series stalled series=1 rolled_back=1 committed=1" in caplog.text
+    assert "try strategy median or trimmed" in caplog.text
+
+
 def test_a_round_without_a_quorum_is_aborted_at_its_deadline_and_another_is_tried(world):
     world.start()
     world.boards[0].answer()

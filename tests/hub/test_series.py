@@ -58,10 +58,22 @@ def test_a_failed_round_is_tried_again_under_a_number_of_its_own(outcome):
 
 
 def test_failures_in_a_row_end_the_series_with_their_reason():
-    state, effects = run(Phase.COMMITTED, Phase.ABORTED, Phase.ROLLED_BACK)
+    state, effects = run(Phase.COMMITTED, Phase.ROLLED_BACK, Phase.ABORTED)
     reason = "2 rounds in a row failed, 1 allowed; the last: because"
     assert effects == (SeriesEnded(SeriesPhase.FAILED, reason),)
     assert (state.phase, state.committed) == (SeriesPhase.FAILED, 1)
+
+
+def test_a_series_that_stalls_makes_its_candidate_of_what_was_committed():
+    state, effects = run(Phase.COMMITTED, Phase.ABORTED, Phase.ROLLED_BACK)
+    assert (state.phase, effects) == (SeriesPhase.MAKING, (MakeCandidate(),))
+    reason = "2 rounds in a row failed, 1 allowed; the last: because"
+    assert next_series(state, CandidateMade())[1] == (SeriesEnded(SeriesPhase.MADE, reason),)
+
+
+def test_a_series_of_which_nothing_was_committed_fails_also_where_all_was_rolled_back():
+    state, effects = run(Phase.ROLLED_BACK, Phase.ROLLED_BACK)
+    assert (state.phase, type(effects[0])) == (SeriesPhase.FAILED, SeriesEnded)
 
 
 def test_failures_that_are_not_in_a_row_do_not():

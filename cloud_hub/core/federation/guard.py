@@ -11,8 +11,9 @@ stands beside that and is not covered by it: it is there for holdouts so small t
 the defaults an equally good round meets it less often than once in fifty, as long as it answers no more than
 a fifth of the samples differently.
 
-What the guard cannot see: a loss within the noise of this holdout, round after round. Before a candidate is
-registered it is held against the live weights, not against its last step (`decide_better`).
+What this test cannot see is a loss within the noise of this holdout, round after round: `drift` judges that.
+Before a candidate is registered it is held against the live weights, not against its last step
+(`decide_better`).
 """
 
 from __future__ import annotations
@@ -26,18 +27,22 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud_hub.core.federation.drift import Drifted
+
 Labels: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class GuardRules:
     """`alpha`: how often noise alone may roll a round back. `max_drop`: a drop of the last exit's accuracy
-    above it is never kept. `min_samples`: of the holdout, below which nothing is judged.
+    above it is never kept. `min_samples`: of the holdout, below which nothing is judged. `max_drift`: see
+    `drift`, which judges rounds alone.
     """
 
     alpha: float = 0.05
     max_drop: float = 0.1
     min_samples: int = 100
+    max_drift: float = 0.5
 
     def __post_init__(self) -> None:
         if not (0.0 < self.alpha < 1.0 and 0.0 < self.max_drop <= 1.0 and self.min_samples >= 1):
@@ -45,6 +50,8 @@ class GuardRules:
                 f"guard: alpha {self.alpha} is not in 0..1, max_drop {self.max_drop} not in 0..1 "
                 f"or min_samples {self.min_samples} below 1"
             )
+        if not self.max_drift >= 0.0:
+            raise ValueError(f"guard: max_drift {self.max_drift} is below 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +106,11 @@ class CannotJudge:
     needs: int
 
 
-Judgement: TypeAlias = Kept | Worse | CannotJudge
+Compared: TypeAlias = Kept | Worse | CannotJudge
+Judgement: TypeAlias = Compared | Drifted
 
 
-def decide_guard(before: Labels, after: Labels, labels: Labels, rules: GuardRules) -> Judgement:
+def decide_guard(before: Labels, after: Labels, labels: Labels, rules: GuardRules) -> Compared:
     """Whether the new weights may replace the old ones.
 
     `before` and `after` are the labels that each exit gives, `(exits, n) int64`; `labels` are the true ones,
@@ -153,7 +161,7 @@ def is_better(before: Labels, after: Labels, labels: Labels, rules: GuardRules) 
     return isinstance(decide_better(before, after, labels, rules), Better)
 
 
-def describe(judgement: Better | Kept | Worse | CannotJudge) -> str:
+def describe(judgement: Better | Judgement) -> str:
     """One line for a person."""
     match judgement:
         case Kept(before, after, samples):
@@ -163,12 +171,20 @@ def describe(judgement: Better | Kept | Worse | CannotJudge) -> str:
         case Worse(where, before, after, p_value, also):
             others = f" and {len(also)} more" if also else ""
             return f"worse at {where}{others}: {before:.1%} before, {after:.1%} after, p {p_value:.2g}"
+        case Drifted(best, after, errors):
+            return (
+                f"drifts away from the best base of the series: loss {best:.3f} there, {after:.3f} after, "
+                f"{errors:.1f} standard errors"
+            )
         case CannotJudge(has, needs):
             return f"cannot judge: {has} holdout samples, {needs} needed"
 
 
 class GuardFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """A judgement as it is kept. Accuracies are of the last exit, of `where` for what is worse."""
+    """A judgement as it is kept. Accuracies are of the last exit, of `where` for what is worse.
+
+    `loss` in 0..1 of the weights after the round, and of the best base before it; see `drift`.
+    """
 
     judgement: str
     says: str
@@ -177,9 +193,13 @@ class GuardFigures(msgspec.Struct, frozen=True, kw_only=True):
     after: float | None = None
     p_value: float | None = None
     where: str | None = None
+    loss: float | None = None
+    best_loss: float | None = None
 
 
-def figures_of(judgement: Better | Judgement, samples: int) -> GuardFigures:
+def figures_of(
+    judgement: Better | Judgement, samples: int, *, loss: float | None = None, best_loss: float | None = None
+) -> GuardFigures:
     """A judgement on so many samples as it is kept."""
     before: float | None = None
     after: float | None = None
@@ -192,6 +212,8 @@ def figures_of(judgement: Better | Judgement, samples: int) -> GuardFigures:
             name = "better"
         case Worse(place, before, after, p_value):
             name, where = "worse", str(place)
+        case Drifted():
+            name = "drifted"
         case CannotJudge():
             name = "cannot_judge"
     return GuardFigures(
@@ -202,6 +224,8 @@ def figures_of(judgement: Better | Judgement, samples: int) -> GuardFigures:
         after=after,
         p_value=p_value,
         where=where,
+        loss=loss,
+        best_loss=best_loss,
     )
 
 

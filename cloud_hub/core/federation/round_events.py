@@ -143,7 +143,7 @@ class Aggregate:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Hold what was aggregated against the training base on the holdout, and say `Judged` or `Failed`."""
+    """Hold what was aggregated against its base and the series' best; say `Judged` or `Failed`."""
 
 
 @dataclass(frozen=True, slots=True)

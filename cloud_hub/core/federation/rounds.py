@@ -39,6 +39,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from cloud_hub.core.federation.drift import Drifted
 from cloud_hub.core.federation.guard import CannotJudge, Judgement, Kept, Worse, describe
 from cloud_hub.core.federation.round_events import (
     Abort,
@@ -336,7 +337,7 @@ def _judged(state: RoundState, judgement: Judgement, now_s: float) -> Next:
     match judgement:
         case Kept():
             return _enter(state, Phase.COMMITTING, now_s)
-        case Worse():
+        case Worse() | Drifted():
             return _enter(state, Phase.ROLLING_BACK, now_s)
         case CannotJudge():
             commits = state.rules.commits_unjudged

@@ -1,8 +1,10 @@
 """Several committed rounds make one candidate for a release. No I/O, no clock.
 
 After a committed round the next is opened. After one that was rolled back or aborted another is tried, from
-the same base; its cohort will be another, for those just asked come last (`cohort.select_cohort`). After more
-than `max_failures` such rounds in a row the series fails. After `rounds` committed ones a candidate is made.
+the same base; its cohort will be another, for those just asked come last (`cohort.select_cohort`). After
+`rounds` committed ones a candidate is made. More than `max_failures` in a row that were not committed are the
+end. If the last was rolled back, there is nothing more to gain, or somebody pulls down; what was committed
+before is good, and a candidate is made of it. Else, and where nothing was committed, the series fails.
 
 Rounds are numbered without gaps, and every attempt has a number of its own: by it the shell knows whether it
 has opened a round already, and the series which end it has heard of. So each effect may be asked for again
@@ -159,6 +161,8 @@ def _after_round(state: SeriesState, outcome: Phase, reason: str) -> NextSeries:
         told = (
             f"{state.failures} rounds in a row failed, {state.rules.max_failures} allowed; the last: {reason}"
         )
+        if outcome is Phase.ROLLED_BACK and state.committed > 0:
+            return _enter(replace(state, reason=told), SeriesPhase.MAKING)
         return _enter(replace(state, reason=told), SeriesPhase.FAILED)
     return _enter(replace(state, round_number=state.round_number + 1), SeriesPhase.RUNNING)
 
