@@ -167,7 +167,7 @@ def _directory_of(args: argparse.Namespace) -> Path:
 
 
 def _init(args: argparse.Namespace) -> int:
-    from cloud_hub.releases.create import create_repository
+    from cloud_hub.releases.create import create_repository, refuse_second
 
     roles = ("root", "targets")
     for role in roles:
@@ -180,6 +180,8 @@ def _init(args: argparse.Namespace) -> int:
         for role in roles
         for number in range(1, getattr(args, f"{role}_keys") + 1)
     ]
+    # Before there are keys that would open nothing.
+    refuse_second(directory)
     made = make_keys(paths, args.passphrase_file)
     create_repository(
         directory,
@@ -198,6 +200,10 @@ def _make(args: argparse.Namespace) -> int:
     from cloud_hub.releases.keys import write_public_key
 
     public = args.file.with_suffix(".pub")
+    if args.file.suffix == ".pub":
+        raise SigningError(f"{args.file}: the public part goes there; name the key otherwise, as in mine.pem")
+    if public.exists():
+        raise SigningError(f"{public}: there is a file already, another key's; name this one otherwise")
     (key,) = make_keys([args.file], args.passphrase_file)
     write_public_key(public, key)
     print(f"{args.file}: the key {key.public_key.keyid[:12]}, yours alone")

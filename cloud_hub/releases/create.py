@@ -37,9 +37,7 @@ def create_repository(
     ):
         if not 1 <= threshold <= len({key.public_key.keyid for key in keys}):
             raise SigningError(f"{name}: a threshold of {threshold} cannot be met by {len(keys)} keys")
-    repository = SignedRepository(directory)
-    if (repository.metadata_directory / TIMESTAMP).exists():
-        raise SigningError(f"{directory}: there is a repository already")
+    repository = refuse_second(directory)
     files = MetadataFiles(directory)
     roles = OnlineRoles(files)
     online = roles.first_key()
@@ -65,4 +63,16 @@ def create_repository(
         roles.write(targets, Targets.type, targets_keys)
         roles.write(Targets(expires=now + LIFETIMES[ONLINE_ROLE]), ONLINE_ROLE, [online])
         roles.publish(now)
+    return repository
+
+
+def refuse_second(directory: Path) -> SignedRepository:
+    """The repository that can be made in a directory.
+
+    Raises:
+        SigningError: when there is one already.
+    """
+    repository = SignedRepository(directory)
+    if (repository.metadata_directory / TIMESTAMP).exists():
+        raise SigningError(f"{directory}: there is a repository already")
     return repository

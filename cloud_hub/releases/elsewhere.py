@@ -5,6 +5,7 @@ A change that waits is taken there as a file, said in words, signed, and brought
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,14 +38,21 @@ def lines_of(pending: Pending) -> list[str]:
     """What somebody who signs a change is to read first: all that would hold, by what is signed alone.
 
     Raises:
-        SigningError: when it cannot be read.
+        SigningError: when it cannot be read, or shows something else than is signed.
     """
     lines = []
+    policies = {hashlib.sha256(blob.encode()).hexdigest(): blob for blob in pending.blobs}
     for role in (role for role in OFFLINE_ROLES if role in pending.roles):
         signed = pending.metadata(role).signed
         lines.append(f"{role} version {signed.version}, until {signed.expires:%Y-%m-%d}")
-        lines += _root_lines(signed) if isinstance(signed, Root) else _targets_lines(signed)
-    return [*lines, *(f"  policy: {blob}" for blob in pending.blobs)]
+        lines += _root_lines(signed) if isinstance(signed, Root) else _targets_lines(signed, policies)
+    if policies:
+        raise SigningError("a policy comes with it that it does not name: do not sign this")
+    for line in lines:
+        # Whoever has taken over a hub could move the cursor over what was said, or begin lines of his own.
+        if not line.isprintable():
+            raise SigningError(f"{line!r}: it holds what cannot be shown, do not sign this")
+    return lines
 
 
 def _root_lines(root: Root) -> list[str]:
@@ -54,7 +62,8 @@ def _root_lines(root: Root) -> list[str]:
     ]
 
 
-def _targets_lines(targets: Targets) -> list[str]:
+def _targets_lines(targets: Targets, policies: dict[str, str]) -> list[str]:
+    """Takes those of the policies that it names."""
     keys = ", ".join(keyid[:12] for keyid in delegated_keys(targets))
     paths: Any = targets.delegations
     allowed = paths.roles[ONLINE_ROLE].paths if paths is not None and paths.roles is not None else []
@@ -63,6 +72,8 @@ def _targets_lines(targets: Targets) -> list[str]:
         digest = target.hashes.get("sha256", "")
         if name == POLICY_TARGET:
             lines.append(f"  {name}: sha256 {digest}")
+            if digest in policies:
+                lines.append(f"  policy: {policies.pop(digest)}")
             continue
         try:
             note = read_note(target.unrecognized_fields.get(CUSTOM))

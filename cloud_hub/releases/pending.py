@@ -136,9 +136,16 @@ def read_change(path: Path) -> Pending:
         SigningError: when it cannot be read.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Pending)
+        change = msgspec.json.decode(path.read_bytes(), type=Pending)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise SigningError(f"{path}: no change that waits can be read: {error}") from error
+    if odd := change.roles.keys() - _KINDS.keys():
+        raise SigningError(
+            f"{path}: a change of {min(odd)!r}; of {' and '.join(_KINDS)} alone, do not sign this"
+        )
+    if not change.roles:
+        raise SigningError(f"{path}: a change of nothing; there is nothing to sign")
+    return change
 
 
 def sign_with(pending: Pending, root: Root, keys: Sequence[Signer]) -> Pending:

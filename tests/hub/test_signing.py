@@ -463,7 +463,7 @@ def test_keys_are_made_and_releases_signed_from_the_command_line(registry, passp
     root_key = str(folder / "offline/root-1.pem")
     assert command(registry, "keys", "rotate", "--key", root_key, "--key", key, *passphrase) == 0
     assert command(registry, "keys", "init", "--offline", str(folder / "offline"), *passphrase) == 14
-    assert "never replaced" in capfd.readouterr().err
+    assert "there is a repository already" in capfd.readouterr().err
     assert acts(registry) == [
         ("release.sign", "release 1", "offline, published"),
         ("release.sign", "release 1", "online"),
@@ -571,6 +571,63 @@ def test_somebody_makes_a_key_that_nobody_else_sees_and_it_signs(registry, offli
     assert command(registry, "keys", "sign", "rotate-targets", *sign) == 0
     assert command(registry, "release", "sign", "1", *sign) == 0
     assert "release 1: signed offline" in capfd.readouterr().out
+
+
+def test_a_new_key_overwrites_neither_itself_nor_anothers_public_part(tmp_path, passphrase, capfd):
+    assert main(["keys", "make", str(tmp_path / "mine.pub"), *passphrase]) == 14
+    assert "the public part goes there" in capfd.readouterr().err
+    assert main(["keys", "make", str(tmp_path / "mine.pem"), *passphrase]) == 0
+    before = (tmp_path / "mine.pub").read_bytes()
+    assert main(["keys", "make", str(tmp_path / "mine.key"), *passphrase]) == 14
+    assert "another key's" in capfd.readouterr().err
+    assert (tmp_path / "mine.pub").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("mine*")) == ["mine.pem", "mine.pub"]
+
+
+def test_a_second_init_makes_no_keys_that_open_nothing(registry, offline, passphrase, capfd):
+    elsewhere = registry.parent / "second"
+    assert command(registry, "keys", "init", "--offline", str(elsewhere), *passphrase) == 14
+    assert "there is a repository already" in capfd.readouterr().err
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"roles": {"snapshot": "{}"}}, "a change of 'snapshot'"),
+        ({"roles": {}}, "a change of nothing"),
+        ({"blobs": ['{"thresholds": "harmless"}']}, "a policy comes with it that it does not name"),
+    ],
+)
+def test_a_change_that_shows_something_else_than_it_signs_is_not_signed(
+    registry, offline, passphrase, capfd, change, says
+):
+    assert command(registry, "release", "sign", "1", "--offline") == 0
+    capfd.readouterr()
+    assert command(registry, "keys", "export", "release-1") == 0
+    away = registry.parent / "release-1.json"
+    away.write_text(json.dumps(json.loads(capfd.readouterr().out) | change))
+    before = away.read_bytes()
+    assert main(["keys", "sign-file", str(away), "--key", str(offline / "targets-1.pem"), *passphrase]) == 14
+    assert says in capfd.readouterr().err
+    assert away.read_bytes() == before
+
+
+def test_names_that_would_move_the_cursor_are_not_shown_and_nothing_is_signed(
+    registry, offline, passphrase, capfd
+):
+    assert command(registry, "release", "sign", "1", "--offline") == 0
+    capfd.readouterr()
+    assert command(registry, "keys", "export", "release-1") == 0
+    away = registry.parent / "release-1.json"
+    change = json.loads(capfd.readouterr().out)
+    targets = json.loads(change["roles"]["targets"])
+    named = targets["signed"]["targets"]
+    targets["signed"]["targets"] = {f"{name}\x1b[1A\x1b[2K": named[name] for name in named}
+    change["roles"]["targets"] = json.dumps(targets)
+    away.write_text(json.dumps(change))
+    assert main(["keys", "sign-file", str(away), "--key", str(offline / "targets-1.pem"), *passphrase]) == 14
+    assert "cannot be shown, do not sign this" in capfd.readouterr().err
 
 
 def test_a_release_is_signed_on_a_machine_that_has_no_hub(registry, offline, passphrase, capfd):
