@@ -64,7 +64,9 @@ def test_a_fleet_learns_from_verdicts_alone_and_a_draft_is_made_or_said_why_not(
     learning = report.learning
     assert (report.lost, report.duplicates) == (0, 0)
     committed = [each for each in learning.rounds if each.phase == "committed"]
-    assert len(committed) == 2
+    # A round that leads no further is rolled back; a series that stalls hands on what it has.
+    assert committed
+    assert len(committed) == 2 or learning.rounds[-1].phase == "rolled_back"
     assert all(each.counted == 2 and each.bytes_up > 0 and each.bytes_down > 0 for each in committed)
     # Noise and contrast that the shipped network never saw: there is much to learn.
     assert learning.exits_after[-1] > learning.exits_before[-1] + 0.03
