@@ -107,10 +107,14 @@ def test_losses_are_bounded_and_what_is_no_number_is_worst():
     assert found == pytest.approx([0.0, 0.25, 1.0, 1.0, 1.0])
 
 
-@pytest.mark.parametrize(("best", "after"), [((3,), (4,)), ((1,), (1,)), ((2, 2), (2, 2))])
+@pytest.mark.parametrize(("best", "after"), [((3,), (4,)), ((0,), (0,)), ((2, 2), (2, 2))])
 def test_shapes_that_do_not_fit_are_refused(best, after):
     with pytest.raises(ValueError, match="losses of shapes"):
         decide_drift(np.zeros(best), np.zeros(after), max_drift=0.5)
+
+
+def test_of_a_single_sample_nothing_is_said():
+    assert decide_drift(np.zeros(1), np.ones(1), max_drift=0.0) is None
 
 
 def test_a_bound_below_nothing_is_refused():

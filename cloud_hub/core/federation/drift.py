@@ -52,11 +52,15 @@ def bounded_losses(losses: NDArray[np.floating], exits: int) -> Losses:
 def decide_drift(best: Losses, after: Losses, *, max_drift: float) -> Drifted | None:
     """Whether weights lie too far above the series' best; both losses `(n,)`, of the same samples.
 
+    A single sample has no standard error: nothing is said of it.
+
     Raises:
-        ValueError: when the shapes differ, or there are fewer than two.
+        ValueError: when the shapes differ, or there is none.
     """
-    if best.shape != after.shape or best.ndim != 1 or best.size < 2:
+    if best.shape != after.shape or best.ndim != 1 or best.size == 0:
         raise ValueError(f"losses of shapes {best.shape} and {after.shape}")
+    if best.size == 1:
+        return None
     above = after - best
     mean = float(above.mean())
     error = float(above.std(ddof=1)) / math.sqrt(above.size)
