@@ -200,7 +200,7 @@ def _make(args: argparse.Namespace) -> int:
     from cloud_hub.releases.keys import write_public_key
 
     public = args.file.with_suffix(".pub")
-    if args.file.suffix == ".pub":
+    if args.file.suffix.lower() == ".pub":
         raise SigningError(f"{args.file}: the public part goes there; name the key otherwise, as in mine.pem")
     if public.exists():
         raise SigningError(f"{public}: there is a file already, another key's; name this one otherwise")

@@ -613,6 +613,54 @@ def test_a_change_that_shows_something_else_than_it_signs_is_not_signed(
     assert away.read_bytes() == before
 
 
+def _with_other_role(targets):
+    delegations = targets["signed"]["delegations"]
+    delegations["roles"] = [*delegations["roles"], {**delegations["roles"][0], "name": "evil"}]
+
+
+def _by_hashes(targets):
+    role = targets["signed"]["delegations"]["roles"][0]
+    del role["paths"]
+    role["path_hash_prefixes"] = [""]
+
+
+def _under_a_false_id(targets):
+    keys = targets["signed"]["delegations"]["keys"]
+    (keyid,) = keys
+    keys[keyid]["keyval"]["public"] = "00" * 31 + "01"
+
+
+def _without_roles(targets):
+    targets["signed"]["delegations"]["roles"] = []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_with_other_role, "delegates to 'weights', 'evil', not to 'weights' alone"),
+        (_by_hashes, "may sign by hashes of names"),
+        (_under_a_false_id, "is not the one of that id"),
+        (_without_roles, "delegates to no role"),
+    ],
+)
+def test_what_would_hold_and_is_not_said_is_not_signed(registry, offline, passphrase, capfd, spoil, says):
+    assert command(registry, "release", "sign", "1", "--offline") == 0
+    capfd.readouterr()
+    assert command(registry, "keys", "export", "release-1") == 0
+    away = registry.parent / "release-1.json"
+    change = json.loads(capfd.readouterr().out)
+    targets = json.loads(change["roles"]["targets"])
+    spoil(targets)
+    change["roles"]["targets"] = json.dumps(targets)
+    away.write_text(json.dumps(change))
+    before = away.read_bytes()
+    assert main(["keys", "sign-file", str(away), "--key", str(offline / "targets-1.pem"), *passphrase]) == 14
+    said = capfd.readouterr().err
+    assert says in said
+    assert "do not sign this" in said
+    assert away.read_bytes() == before
+
+
 def test_names_that_would_move_the_cursor_are_not_shown_and_nothing_is_signed(
     registry, offline, passphrase, capfd
 ):
