@@ -65,7 +65,7 @@ def _root_lines(root: Root) -> list[str]:
 
 
 def _refuse_unsaid(signed: Root | Targets) -> None:
-    """Refuse what would hold and is not in the lines: other roles, other ways to name files, a key under a false id.
+    """Refuse what would hold and is in no line: other roles, files by hashes, a key under a false id.
 
     Raises:
         SigningError: naming it.
