@@ -12,7 +12,7 @@ from cloud_hub.errors import ModelError
 from edge_cascade.bundle import Bundle
 from edge_cascade.preprocess import normalise
 from edge_cascade.scores import LABEL
-from edge_cascade.training import Examples, TrainStep, one_hot
+from edge_cascade.training import Examples, TrainStep, mean_loss, one_hot
 from edge_cascade.weights import FloatArray, Weights
 
 BATCH: Final = 64
@@ -76,19 +76,7 @@ def group_losses(step: TrainStep, weights: Weights, examples: Examples) -> Float
         BackendError: with the runtime's own words.
     """
     size = -(-len(examples) // LOSS_GROUPS)
-    losses = []
-    for start in range(0, len(examples), size):
-        part = slice(start, start + size)
-        # Anew each time: weights that are not finite would stay so in what the step keeps.
-        step.begin(weights)
-        losses.append(
-            step.step(
-                examples.x[part],
-                examples.targets[part],
-                examples.weight[part],
-                learning_rate=0.0,
-                momentum=0.0,
-                proximal=0.0,
-            )
-        )
+    groups = [np.arange(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
+    # A reading each, that begins anew: weights that are not finite would stay so in what the step keeps.
+    losses = [mean_loss(step, weights, examples.take(group), batch_size=size) for group in groups]
     return np.asarray(losses, np.float32)
